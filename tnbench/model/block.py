@@ -1,0 +1,105 @@
+"""One block, and the composition of a token mixer from a configuration."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from tnbench import registry
+from tnbench.config import Component, ModelConfig
+from tnbench.errors import RequestError
+from tnbench.model.feature_maps import FeatureMap
+from tnbench.model.mixers.base import PARTS, Parts, TokenMixer
+from tnbench.model.norms import NoNorm
+from tnbench.model.positions import NoPosition, Position
+
+
+def build(kind: str, component: Component, *arguments: Any) -> Any:
+    """Construct a component from what the composer supplies and the parameters in the configuration."""
+    return registry.find(kind, component.name).target(*arguments, **component.parameters)
+
+
+def _present(config: ModelConfig) -> dict[str, bool]:
+    """Which optional parts of a token mixer the configuration asks for."""
+    position = registry.find("position", config.position.name).target
+    return {
+        "position": getattr(position, "place", "nothing") == "scores",
+        "decay": config.decay.name != "none",
+        "feature_map": config.feature_map.name != "none",
+        "inner_norm": config.inner_norm.name != "none",
+        "gate": config.gate,
+    }
+
+
+def check_composition(config: ModelConfig) -> None:
+    """Refuse parts that no mixer of the model can use, and pairs that have no meaning.
+
+    Where layers have different mixers, a part goes to those that take it.
+
+    Raises:
+        RequestError: with the component's own reason, and the keys to change.
+    """
+    present = _present(config)
+    mixers = {spec.name: registry.find("mixer", spec.name).target for spec in config.mixer}
+    for part in PARTS:
+        reasons = {name: cls.refuses.get(part) for name, cls in mixers.items()}
+        if present[part] and all(reasons.values()):
+            name, reason = next(iter(reasons.items()))
+            off = "false" if part == "gate" else "none"
+            value = "true" if part == "gate" else getattr(config, part).name
+            raise RequestError(
+                f"model.{part} = {value} does not go with mixer {name}: {reason}; set model.{part}={off}"
+                f" or another model.mixer"
+            )
+    for name, cls in mixers.items():
+        feature_map: type[FeatureMap] = registry.find("feature_map", config.feature_map.name).target  # type: ignore[assignment]
+        if cls.needs_positive and not feature_map.positive:
+            positive = [e.name for e in registry.entries("feature_map") if getattr(e.target, "positive", False)]
+            raise RequestError(
+                f"model.feature_map = {config.feature_map.name} does not go with mixer {name}: its denominator "
+                f"needs values that are not negative; set one of {', '.join(positive)}"
+            )
+
+
+def compose_mixer(config: ModelConfig, layer: int) -> TokenMixer:
+    """The token mixer of one layer, with the parts that it takes."""
+    spec = config.mixer_of(layer)
+    refused = registry.find("mixer", spec.name).target.refuses  # type: ignore[attr-defined]
+    wanted = {part: present and part not in refused for part, present in _present(config).items()}
+    shape = (config.head_dim, config.heads, layer)
+    position: Position = build("position", config.position, *shape) if wanted["position"] else NoPosition(*shape)
+    decay = config.decay if wanted["decay"] else Component(name="none")
+    feature_map = config.feature_map if wanted["feature_map"] else Component(name="none")
+    parts = Parts(
+        position=position,
+        decay=build("decay", decay, config.heads, layer, config.layers),
+        feature_map=build("feature_map", feature_map),
+        inner_norm=partial(build, "norm", config.inner_norm) if wanted["inner_norm"] else NoNorm,
+        gate=wanted["gate"],
+        implementation=config.implementation,
+    )
+    return build("mixer", spec, config.width, config.heads, parts)
+
+
+class Block(nn.Module):
+    """X ← X + Mixer(Norm(X));  X ← X + Channel(Norm(X))   (arXiv 2307.14995, eq. 9)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.token_norm = build("norm", config.token_norm, config.width)
+        self.token_mixer = compose_mixer(config, layer)
+        self.channel_norm = build("norm", config.channel_norm, config.width)
+        self.channel_mixer = build("channel", config.channel, config.width, config.channel_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) to the same shape."""
+        x = x + self.token_mixer(self.token_norm(x))
+        return x + self.channel_mixer(self.channel_norm(x))
+
+    def extend(self, x: Tensor, state: Any, start: int) -> tuple[Tensor, Any]:
+        """Continue from a state of the token mixer."""
+        mixed, state = self.token_mixer.extend(self.token_norm(x), state, start)
+        x = x + mixed
+        return x + self.channel_mixer(self.channel_norm(x)), state

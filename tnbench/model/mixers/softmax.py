@@ -1,0 +1,179 @@
+"""Token mixers that keep past tokens: softmax attention and block-diagonal attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
+from tnbench.registry import register
+
+
+class Cache(NamedTuple):
+    """Keys (batch, heads, tokens, key dim) and values (batch, heads, tokens, head dim) of past tokens."""
+
+    k: Tensor
+    v: Tensor
+
+
+class CacheMixer(TokenMixer):
+    """Base: q, k, v from one projection, position, scores over cached tokens, output projection."""
+
+    refuses: ClassVar[dict[str, str]] = {
+        "decay": "it has no recurrent state that could decay",
+        "feature_map": "its scores are those of q and k themselves",
+        "inner_norm": "its weights sum to one already",
+        "gate": "it has no gate",
+    }
+
+    def __init__(self, width: int, heads: int, parts: Parts | None = None) -> None:
+        super().__init__(width, heads, parts)
+        self.position = self.parts.position
+        self.projection = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (p.unflatten(-1, (self.heads, self.head_dim)) for p in self.projection(x).chunk(3, dim=-1))
+        q, k = self.position.rotate(q, k, start)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _merge(self, out: Tensor) -> Tensor:
+        """(batch, heads, time, head dim) to (batch, time, width), projected."""
+        return self.output(out.transpose(1, 2).flatten(-2))
+
+    @property
+    def scale(self) -> float:
+        """1/√d_h: the key dim that a position may have doubled does not enter."""
+        return self.head_dim**-0.5
+
+    def initial_state(self, batch: int, like: Tensor) -> Cache:
+        """An empty cache."""
+        key_dim = self.position.key_dim(self.head_dim)
+        return Cache(
+            like.new_zeros(batch, self.heads, 0, key_dim), like.new_zeros(batch, self.heads, 0, self.head_dim)
+        )
+
+    def _cached_values(self) -> int:
+        return self.heads * (self.position.key_dim(self.head_dim) + self.head_dim)
+
+    def _flops(self, mean_length: float) -> float:
+        return projection_flops(self.projection, self.output) + 2 * self._cached_values() * mean_length
+
+
+@register("mixer", "softmax", reference="arXiv 1706.03762, eq. 1")
+class SoftmaxAttention(CacheMixer):
+    """Causal softmax attention, through torch's scaled_dot_product_attention, with a KV cache."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) to the same shape."""
+        q, k, v = self._project(x, 0)
+        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale))
+
+    def extend(self, x: Tensor, state: Cache, start: int) -> tuple[Tensor, Cache]:
+        q, k, v = self._project(x, start)
+        past = state.k.shape[2]
+        k = torch.cat([state.k.to(k.dtype), k], dim=2)
+        v = torch.cat([state.v.to(v.dtype), v], dim=2)
+        mask = None
+        if x.shape[1] > 1:
+            steps = torch.arange(past + x.shape[1], device=x.device)
+            mask = steps[None, :] <= steps[past:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        return self._merge(out), Cache(k, v)
+
+    def state_size(self, context: int) -> int:
+        """Keys and values of all tokens."""
+        return self._cached_values() * context
+
+    def flops_per_token(self, context: int) -> float:
+        """Scores and weighted sum over half the square: (context + 1) / 2 tokens on average."""
+        return self._flops((context + 1) / 2)
+
+
+@register("mixer", "diag-attention", reference="arXiv 2210.10340, section 4.2")
+class DiagAttention(CacheMixer):
+    """Block-diagonal attention (TransNormer): causal within blocks of `block` tokens that do not overlap.
+
+    Parameters:
+        block: tokens in a block.
+        activation: `softmax` (TransNormer T2), or `relu` (T1): ReLA (arXiv 2104.07012), whose weights do not sum
+            to one, so that its output is normalised by the inner norm.
+    """
+
+    refuses: ClassVar[dict[str, str]] = {
+        key: reason for key, reason in CacheMixer.refuses.items() if key != "inner_norm"
+    }
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        parts: Parts | None = None,
+        *,
+        block: Annotated[int, Field(ge=1)] = 64,
+        activation: Literal["softmax", "relu"] = "softmax",
+    ) -> None:
+        super().__init__(width, heads, parts)
+        self.block, self.activation = block, activation
+        self.inner_norm = self.parts.inner_norm(width) if activation == "relu" else nn.Identity()
+
+    def _weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of the last tokens of a block: q (…, m, d) over k and v (…, n, d), m <= n."""
+        m, n = q.shape[-2], k.shape[-2]
+        steps = torch.arange(n, device=q.device)
+        mask = steps[None, :] <= steps[n - m :, None]
+        if self.activation == "softmax":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        scores = q @ k.transpose(-1, -2) * self.scale
+        return (F.relu(scores) * mask).to(v.dtype) @ v
+
+    def _output(self, out: Tensor) -> Tensor:
+        return self.output(self.inner_norm(out.transpose(1, 2).flatten(-2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, width) to the same shape."""
+        q, k, v = self._project(x, 0)
+        return self._output(self._blocks(q, k, v))
+
+    def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        time = q.shape[2]
+        whole = time - time % self.block
+        out = []
+        if whole:
+            blocks = (p[:, :, :whole].unflatten(2, (-1, self.block)).transpose(1, 2) for p in (q, k, v))
+            qb, kb, vb = (p.flatten(0, 1) for p in blocks)  # (batch · blocks, heads, block, dim)
+            done = self._weigh(qb, kb, vb).unflatten(0, (q.shape[0], -1))
+            out.append(done.transpose(1, 2).flatten(2, 3))
+        if whole < time:
+            out.append(self._weigh(q[:, :, whole:], k[:, :, whole:], v[:, :, whole:]))
+        return torch.cat(out, dim=2) if len(out) > 1 else out[0]
+
+    def extend(self, x: Tensor, state: Cache, start: int) -> tuple[Tensor, Cache]:
+        q, k, v = self._project(x, start)
+        filled = start % self.block
+        out = []
+        first = min(self.block - filled, x.shape[1]) if filled else 0
+        if first:  # the rest of a block that was begun
+            head_k = torch.cat([state.k.to(k.dtype), k[:, :, :first]], dim=2)
+            head_v = torch.cat([state.v.to(v.dtype), v[:, :, :first]], dim=2)
+            out.append(self._weigh(q[:, :, :first], head_k, head_v))
+            state = Cache(head_k, head_v)
+        if first < x.shape[1]:
+            out.append(self._blocks(q[:, :, first:], k[:, :, first:], v[:, :, first:]))
+            kept = (x.shape[1] - first - 1) % self.block + 1
+            state = Cache(k[:, :, -kept:], v[:, :, -kept:])
+        return self._output(torch.cat(out, dim=2)), state
+
+    def state_size(self, context: int) -> int:
+        """Keys and values of one block at most."""
+        return self._cached_values() * min(context, self.block)
+
+    def flops_per_token(self, context: int) -> float:
+        """Scores and weighted sum over the tokens of the block so far, on average."""
+        whole, rest = divmod(context, self.block)
+        pairs = whole * self.block * (self.block + 1) / 2 + rest * (rest + 1) / 2
+        return self._flops(pairs / context)
