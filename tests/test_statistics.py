@@ -42,7 +42,7 @@ def test_no_value_has_no_mean():
 
 
 def test_paired_difference_by_hand():
-    # differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = 3.4641 with 2 degrees of freedom, p = 0.0741799
+    # differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = 3.4641, 2 degrees of freedom, p = 0.0741799
     difference = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], alpha=0.05)
     assert difference.mean == 2.0
     assert difference.n == 3

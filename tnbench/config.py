@@ -38,7 +38,9 @@ LABELS = ("preset", "size", "convention")
 class Strict(BaseModel):
     """A frozen part of the configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Component(BaseModel):
@@ -67,7 +69,7 @@ def _component(kind: str) -> Any:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise RequestError(f"{kind}: expected a name or {{name: …}}, got {value!r}")
+            raise RequestError(f"expected a name or {{name: …}}, got {_short(value)}")
         value = registry.canonical(kind, dict(value))
         entry = registry.find(kind, value["name"])
         given = {key: item for key, item in value.items() if key != "name"}
@@ -80,7 +82,7 @@ def _component(kind: str) -> Any:
 def _mixers(value: Any) -> Any:
     items = list(value) if isinstance(value, list | tuple) else [value]
     if not items:
-        raise RequestError("mixer: the list is empty")
+        raise RequestError("the list of mixers is empty")
     return tuple(items)
 
 
@@ -133,10 +135,9 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _shapes(self) -> ModelConfig:
         if self.width % self.heads:
-            options = [h for h in range(1, self.width + 1) if self.width % h == 0]
-            close = min(options, key=lambda h: (abs(h - self.heads), h))
             raise RequestError(
-                f"model.heads = {self.heads} does not divide model.width = {self.width}; {close} would"
+                f"model.heads = {self.heads} does not divide model.width = {self.width}; "
+                f"{_near_divisor(self.width, self.heads)} would"
             )
         if len(self.mixer) > self.layers:
             raise RequestError(
@@ -152,6 +153,14 @@ class ModelConfig(Strict):
     def mixer_of(self, layer: int) -> Component:
         """The mixer of a layer, counted from 0 at the bottom."""
         return self.mixer[layer * len(self.mixer) // self.layers]
+
+
+def _near_divisor(width: int, heads: int) -> int:
+    """The divisor of `width` nearest to `heads`, or 1 where none is within reach of any head count in use."""
+    if heads > width:
+        return width
+    near = (h for gap in range(min(heads, 10_000)) for h in (heads - gap, heads + gap) if width % h == 0)
+    return next(near, 1)
 
 
 class DataConfig(Strict):
@@ -245,7 +254,7 @@ class RunConfig(Strict):
             ("micro_batch_tokens", training.micro_batch_tokens or training.batch_tokens),
         ):
             if tokens % context:
-                fit = max(1, round(tokens / context)) * context
+                fit = max(1, (tokens + context // 2) // context) * context
                 raise RequestError(
                     f"training.{key} = {tokens} is no multiple of data.context = {context}; {fit} would be"
                 )
@@ -305,15 +314,22 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
         path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         text = str(raised)
         return text if not path or text.startswith(("model.", "training", "data.")) else f"{_join(where, path)}: {text}"
-    parts = [str(part) for part in first["loc"] if isinstance(part, str)]
+    parts: list[str] = []
+    owner: Any = model
+    for part in first["loc"]:  # beyond the fields, pydantic adds list positions and members of a union
+        parts.append(str(part))
+        field = owner.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        owner = field.annotation
     path = _join(where, ".".join(parts))
     if first["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in parts[:-1]:
-            owner = owner.model_fields[part].annotation
         return f"unknown key {path}, {nearest(parts[-1], owner.model_fields)}"
     if first["type"] == "missing":
         return f"{path} is missing"
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return f"{path} = {_short(first['input'])}: known: {', '.join(known)}"
     return f"{path} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
@@ -334,7 +350,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if not isinstance(key, str) or not key or not all(key.split(".")):
+        if not isinstance(key, str) or not all(word and word.isprintable() for word in key.split(".")):
             raise RequestError(f"{key!r} is no key; keys are words joined by dots, such as model.decay")
         name = prefix + key
         items = flatten(value, name + ".") if isinstance(value, Mapping) and value else {name: value}
@@ -345,7 +361,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,100}(_[0-9]{1,100})*", re.ASCII)
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", re.ASCII)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -355,15 +372,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
         RequestError: no `=`, no key, or a value that is not YAML.
     """
     key, sign, value = text.partition("=")
+    shown = _short(text)
     if not sign or not key.strip():
-        raise RequestError(f"--set {text}: expected key=value, for example model.size=1m")
+        raise RequestError(f"--set {shown}: expected key=value, for example model.size=1m")
+    if _INTEGER.fullmatch(value.strip()):
+        return key.strip(), int(value)
     if _NUMBER.fullmatch(value.strip()):  # YAML 1.1 reads 1e-3 as text
         number = float(value)
         return key.strip(), int(number) if number.is_integer() and "." not in value else number
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RequestError(f"--set {text}: the value is not valid YAML") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        raise RequestError(f"--set {shown}: the value is not valid YAML") from error
 
 
 def _component_kinds() -> dict[str, str]:
@@ -389,7 +409,8 @@ def resolve(*layers: Mapping[str, Any], pinned: Mapping[str, Any] | None = None)
     ordered = [*lower, command_line, top]
 
     model = _model_values(ordered, keep=command_line)
-    other: dict[str, dict[str, Any]] = {"data": {}, "training": {}}
+    schedule = _as_spec(TrainingConfig.model_fields["schedule"].default)
+    other: dict[str, dict[str, Any]] = {"data": {}, "training": {"schedule": schedule}}
     for layer in ordered:
         if {"training.steps", "training.tokens"} & layer.keys():  # either replaces both of lower layers
             other["training"] = {k: v for k, v in other["training"].items() if k not in ("steps", "tokens")}
@@ -465,7 +486,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, kinds: Mapping[str, st
             raise RequestError(f"{top} is a single value and has no key {inner}")
         values[top] = value
     elif not inner:
-        values[top] = value if isinstance(value, list) else _as_spec(value)
+        values[top] = list(value) if top == "mixer" and isinstance(value, list | tuple) else _as_spec(value)
     elif inner == "name":
         values[top] = registry.canonical(kinds[top], {"name": value})
     elif isinstance(values.get(top), list):

@@ -88,6 +88,8 @@ def register(kind: str, name: str, *, reference: str = "") -> Callable[[T], T]:
             target.__qualname__,
         ):
             raise ValueError(f"register: {kind} {name!r} is taken by {known.target.__module__}")
+        if (kind, name) in _aliases:
+            raise ValueError(f"register: {kind} {name!r} is a short name for {_aliases[kind, name]}")
         if not inspect.getdoc(target):
             raise ValueError(f"register: {kind} {name!r} has no docstring")
         _entries[kind, name] = Entry(kind, name, target, reference, _parameter_model(kind, name, target))
@@ -97,7 +99,13 @@ def register(kind: str, name: str, *, reference: str = "") -> Callable[[T], T]:
 
 
 def alias(kind: str, name: str, stands_for: dict[str, Any]) -> None:
-    """A short name for a component with parameters: resolved at once, so it never reaches a record."""
+    """A short name for a component with parameters: resolved at once, so it never reaches a record.
+
+    Raises:
+        ValueError: the name is taken by a component or stands for something else.
+    """
+    if (kind, name) in _entries or _aliases.get((kind, name), stands_for) != stands_for:
+        raise ValueError(f"alias: {kind} {name!r} is taken")
     _aliases[kind, name] = stands_for
 
 
@@ -118,7 +126,7 @@ def _parameter_model(kind: str, name: str, target: Callable[..., Any]) -> type[B
                 f"register: parameter {parameter.name!r} of {kind} {name!r} needs a type and a default"
             )
         fields[parameter.name] = (hints[parameter.name], parameter.default)
-    config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
     return create_model(f"{kind}:{name}", __config__=config, **fields)
 
 
@@ -137,7 +145,8 @@ def load() -> None:
         try:
             point.load()
         except Exception as error:
-            raise RequestError(f"plug-in {point.name} ({point.value}) cannot be loaded: {error}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RequestError(f"plug-in {point.name} ({point.value}) cannot be loaded: {reason}") from error
     _loaded = True
 
 
@@ -188,5 +197,6 @@ def find(kind: str, name: str, where: str = "") -> Entry:
 def canonical(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     """`{name: mix}` -> `{name: lrpe, layers: first}`: the form in which a component is recorded."""
     load()
-    stands_for = _aliases.get((kind, spec.get("name", "")))
+    name = spec.get("name")
+    stands_for = _aliases.get((kind, name)) if isinstance(name, str) else None
     return {**stands_for, **{k: v for k, v in spec.items() if k != "name"}} if stands_for else spec

@@ -9,8 +9,8 @@ interval is m ± t(1 - alpha/2, n - 1) · s / √n, Student's t (Student, 1908).
 probability 1 - alpha when the values are normal, at every n from 2 on. One value has no interval.
 
 *Difference.* Two variants are compared seed by seed: the same seed number gives both the same order of data,
-and what that order does to both cancels in the difference. The interval and the test are those of the mean
-of the n differences (paired t). A seed that only one of the two has finished says nothing about the difference.
+and what that order does to both cancels in the difference. The interval and the test are those of the mean of
+the n differences (paired t). A seed that only one of the two has finished is no pair and is left out.
 
 Intervals are not widened for the number of variants compared.
 """
@@ -88,8 +88,9 @@ def t_bounds(values: ArrayLike, alpha: float) -> tuple[NDArray, NDArray, NDArray
 def mean_interval(values: ArrayLike, alpha: float) -> Interval:
     """The mean of n values, shape (n,), with its t interval of coverage 1 - alpha.
 
-    >>> mean_interval([1.0, 2.0, 3.0], alpha=0.05)  # 2 ± 4.3027 / √3
-    Interval(mean=2.0, low=-0.4841377117503165, high=4.484137711750316, n=3)
+    >>> interval = mean_interval([1.0, 2.0, 3.0], alpha=0.05)  # 2 ± 4.3027 / √3
+    >>> interval.n, round(interval.low, 4), round(interval.high, 4)
+    (3, -0.4841, 4.4841)
 
     Raises:
         RequestError: alpha is not between 0 and 1.
@@ -105,7 +106,7 @@ def mean_interval(values: ArrayLike, alpha: float) -> Interval:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, alpha: float) -> Difference:
-    """The mean of a - b, with a[i] and b[i] from the same seed: interval and two-sided p of the paired t-test.
+    """The mean of a - b, with a[i] and b[i] from the same seed: interval and p of the paired t-test.
 
     Args:
         a, b: finite numbers, both of shape (n,), in the same order of seeds.

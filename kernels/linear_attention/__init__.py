@@ -15,6 +15,8 @@ S_t = λ^t S_0 + Σ_j λ^(t-1-j) k_j v_jᵀ, so that a sequence may be computed 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,8 @@ def linear_attention(
         output_state: whether to return the final state.
         implementation: a name of `IMPLEMENTATIONS`, or `auto`.
 
+    Autocast has no effect in here: matrix products are computed in the inputs' dtype (v's, under autocast).
+
     Returns:
         The output (batch, time, heads, value dim) in v's dtype, and the final state, or None.
 
@@ -76,5 +80,10 @@ def linear_attention(
         implementation = "recurrent" if time == 1 else "quadratic" if time <= SHORT else "chunked"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r}: known are auto, {', '.join(IMPLEMENTATIONS)}")
-    compute = IMPLEMENTATIONS[implementation]
-    return compute(q, k, v, log_decay, scale=scale, initial_state=initial_state, output_state=output_state)
+    compute = partial(IMPLEMENTATIONS[implementation], scale=scale, output_state=output_state)
+    device = q.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return compute(q, k, v, log_decay, initial_state=initial_state)
+    # Autocast would round states and decays, which are summed in fp32, to its own dtype.
+    with torch.autocast(device, enabled=False):
+        return compute(q.to(v.dtype), k.to(v.dtype), v, log_decay, initial_state=initial_state)

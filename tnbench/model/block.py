@@ -42,11 +42,11 @@ def check_composition(config: ModelConfig) -> None:
         RequestError: with the component's own reason, and the keys to change.
     """
     present = _present(config)
-    mixers = {spec.name: registry.find("mixer", spec.name).target for spec in config.mixer}
+    mixers: dict[str, type[TokenMixer]] = {spec.name: _mixer_class(spec) for spec in config.mixer}
     for part in PARTS:
-        reasons = {name: cls.refuses.get(part) for name, cls in mixers.items()}
-        if present[part] and all(reasons.values()):
-            name, reason = next(iter(reasons.items()))
+        reasons = [_mixer_class(spec).refusals(**spec.parameters).get(part) for spec in config.mixer]
+        if present[part] and all(reasons):
+            name, reason = config.mixer[0].name, reasons[0]
             off = "false" if part == "gate" else "none"
             value = "true" if part == "gate" else getattr(config, part).name
             raise RequestError(
@@ -63,10 +63,14 @@ def check_composition(config: ModelConfig) -> None:
             )
 
 
+def _mixer_class(spec: Component) -> type[TokenMixer]:
+    return registry.find("mixer", spec.name).target  # type: ignore[return-value]
+
+
 def compose_mixer(config: ModelConfig, layer: int) -> TokenMixer:
     """The token mixer of one layer, with the parts that it takes."""
     spec = config.mixer_of(layer)
-    refused = registry.find("mixer", spec.name).target.refuses  # type: ignore[attr-defined]
+    refused = _mixer_class(spec).refusals(**spec.parameters)
     wanted = {part: present and part not in refused for part, present in _present(config).items()}
     shape = (config.head_dim, config.heads, layer)
     position: Position = build("position", config.position, *shape) if wanted["position"] else NoPosition(*shape)

@@ -49,7 +49,9 @@ class LanguageModel(nn.Module):
         check_composition(config)
         self.config, self.vocab_size = config, vocab_size
         self.activation_checkpointing = False
-        self.embedding = nn.Embedding(vocab_size, config.width)
+        # Empty, because `initialise` draws it: nn.Embedding's own draw costs seconds on the meta device.
+        empty = torch.empty(vocab_size, config.width)
+        self.embedding = nn.Embedding.from_pretrained(empty, freeze=False)
         self.position = embedding_position(config, context)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = build("norm", config.final_norm, config.width)

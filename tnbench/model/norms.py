@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from tnbench.registry import register
+
+Epsilon = Annotated[float, Field(gt=0)]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -17,7 +22,7 @@ def _wide(x: Tensor) -> Tensor:
 class SRMSNorm(nn.Module):
     """Simple RMSNorm: x / (‖x‖₂ / √d), without weights."""
 
-    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, eps: Epsilon = 1e-6) -> None:
         super().__init__()
         self.eps = eps
 
@@ -30,7 +35,7 @@ class SRMSNorm(nn.Module):
 class RMSNorm(nn.Module):
     """RMSNorm: x / (‖x‖₂ / √d) ⊙ g, with a learned gain g."""
 
-    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, *, eps: Epsilon = 1e-6) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
@@ -45,7 +50,7 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """LayerNorm: (x − mean) / √variance ⊙ g + b, with learned gain and bias."""
 
-    def __init__(self, width: int, *, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(self, width: int, *, eps: Epsilon = 1e-5, bias: bool = True) -> None:
         super().__init__(width, eps=eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

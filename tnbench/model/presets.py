@@ -51,7 +51,9 @@ def shape(size: str) -> Size:
     """
     name = size.lower()
     if name not in SIZES:
-        raise RequestError(f"model.size: no size {size!r}, {nearest(name, SIZES)} (known: {', '.join(SIZES)})")
+        near, known = nearest(name, SIZES), f"known: {', '.join(SIZES)}"
+        hint = f"{near} ({known})" if near.startswith("did") else known
+        raise RequestError(f"model.size: no size {size!r}, {hint}")
     return SIZES[name]
 
 

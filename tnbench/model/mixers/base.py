@@ -51,6 +51,11 @@ class TokenMixer(nn.Module):
         self.width, self.heads, self.head_dim = width, heads, width // heads
         self.parts = parts or Parts()
 
+    @classmethod
+    def refusals(cls, **parameters: Any) -> dict[str, str]:
+        """What a mixer with these parameters refuses: `refuses`, unless a subclass knows better."""
+        return cls.refuses
+
     def initial_state(self, batch: int, like: Tensor) -> Any:
         """The state before the first token, on the device of `like`."""
         raise NotImplementedError

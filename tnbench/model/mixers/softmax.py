@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +104,6 @@ class DiagAttention(CacheMixer):
             to one, so that its output is normalised by the inner norm.
     """
 
-    refuses: ClassVar[dict[str, str]] = {
-        key: reason for key, reason in CacheMixer.refuses.items() if key != "inner_norm"
-    }
-
     def __init__(
         self,
         width: int,
@@ -120,6 +116,12 @@ class DiagAttention(CacheMixer):
         super().__init__(width, heads, parts)
         self.block, self.activation = block, activation
         self.inner_norm = self.parts.inner_norm(width) if activation == "relu" else nn.Identity()
+
+    @classmethod
+    def refusals(cls, **parameters: Any) -> dict[str, str]:
+        """ReLA takes the inner norm that softmax has no need of."""
+        taken = {"inner_norm"} if parameters.get("activation") == "relu" else set()
+        return {part: reason for part, reason in cls.refuses.items() if part not in taken}
 
     def _weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of the last tokens of a block: q (…, m, d) over k and v (…, n, d), m <= n."""

@@ -1,0 +1,1 @@
+"""Ablation suites: read, plan, execute, collect; `tnbench.ablation.command` is what the CLI calls."""

@@ -1,0 +1,138 @@
+"""From the records of a suite's runs to the tables that reports are made of."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tnbench.ablation.suite import PlannedRun, Suite
+from tnbench.records import ENDED, read_metrics
+from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, SuiteResults
+
+FINAL = {"val_bits_per_byte": "val_bits_per_byte", "val_loss_nats": "val_loss", "val_loss_bits": "val_loss_bits"}
+"""Column of `runs` and the recorded value on the report split behind it."""
+COPIED = ("reason", "stopped_step", "tokens_per_second", "peak_memory_bytes", "started", "ended", "attempts")
+
+
+def collect(suite: Suite) -> SuiteResults:
+    """Read the records of every planned run; runs of other configurations or code are counted, not shown."""
+    rows, curves, notes = [], [], []
+    manifest: dict[str, Any] = {}
+    planned = suite.runs()
+    for run in planned:
+        own = run.folder.read_manifest()
+        if own is None and run.folder.manifest.exists():
+            notes.append(f"{run.folder.manifest} cannot be read: the run counts as missing")
+        manifest = own or manifest
+        values, problems = read_metrics(run.folder.metrics) if own else ([], [])
+        notes += problems
+        notes += [f"run {run.folder.id}: {note}" for note in (own or {}).get("notes", [])]
+        rows.append(_row(run, own or {}, values))
+        curves += [_curve_row(run, value) for value in values if value.get("split") != "report"]
+    notes += _strangers(suite, {run.folder.id for run in planned})
+    return SuiteResults(
+        name=suite.name,
+        title=suite.file.title or suite.name,
+        base=suite.base,
+        diffs={variant.name: variant.diff for variant in suite.variants},
+        runs=pd.DataFrame(rows),
+        curves=pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
+        metric=suite.file.analysis.metric,
+        alpha=suite.file.analysis.alpha,
+        fixed=suite.file.fixed,
+        facts=_facts(suite, manifest),
+        notes=notes,
+    )
+
+
+def _row(run: PlannedRun, manifest: dict[str, Any], values: list[dict[str, Any]]) -> dict[str, Any]:
+    variant, training = run.variant, run.config.training
+    row: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, math.nan)
+    outcome = manifest.get("outcome") or ("interrupted" if manifest else "missing")
+    last = {value["name"]: value for value in values if value.get("split") == "train"}
+    row.update(
+        variant=variant.name,
+        seed=run.seed,
+        run_id=run.folder.id,
+        outcome=outcome,
+        reason="",
+        parameters=variant.parameters["total"],
+        non_embedding_parameters=variant.parameters["non_embedding"],
+        flops_per_token=variant.flops_per_token,
+        state_size=variant.state_size,
+        steps=training.total_steps,
+        tokens=training.total_steps * training.batch_tokens,
+        host=manifest.get("provenance", {}).get("host", ""),
+        train_seconds=manifest.get("training_seconds", math.nan),
+        train_loss_nats=last.get("train_loss", {}).get("value", math.nan),
+        epochs=last.get("epochs", {}).get("value", math.nan),
+    )
+    row.update({name: manifest[name] for name in COPIED if manifest.get(name) is not None})
+    if outcome in ENDED:
+        final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}
+        row.update({column: final.get(name, math.nan) for column, name in FINAL.items()})
+    return row
+
+
+def _curve_row(run: PlannedRun, value: dict[str, Any]) -> dict[str, Any]:
+    known = {"variant": run.variant.name, "seed": run.seed, "run_id": run.folder.id}
+    return {column: known.get(column, value.get(column)) for column in CURVE_COLUMNS}
+
+
+def _strangers(suite: Suite, planned: set[str]) -> list[str]:
+    folder = suite.folder / "runs"
+    others = sum(1 for path in folder.iterdir() if path.is_dir() and path.name not in planned) if folder.is_dir() else 0
+    if not others:
+        return []
+    runs = "1 run" if others == 1 else f"{others} runs"
+    return [f"{folder} also holds {runs} of other settings, seeds, data or code, which no number here includes"]
+
+
+def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
+    base = next(variant for variant in suite.variants if variant.name == suite.base)
+    training, data = base.config.training, suite.data_of(base)
+    provenance = manifest.get("provenance", {})
+    tokens = training.total_steps * training.batch_tokens
+    epochs = data.epochs(training.total_steps, training.batch_tokens // base.config.data.context, base.config.data.context)
+    device = provenance.get("processor", "not run yet")
+    if training.device == "cuda":
+        device = manifest.get("device", device)
+    facts = {
+        "corpus": base.config.data.corpus,
+        "tokenizer": base.config.data.tokenizer,
+        "context": f"{base.config.data.context} tokens",
+        "tokens per run": f"{tokens:,} ({epochs:.2g} epochs)",
+        "device": f"{device}, {training.threads} thread{'s' if training.threads > 1 else ''} per run"
+        if training.device == "cpu"
+        else device,
+        "precision": training.precision,
+        "learning rate": f"{training.learning_rate:g}, not tuned per variant",
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
+        "commit": _commit(provenance),
+        "source hash": provenance.get("source_hash", ""),
+        "suite": f"{suite.path.name} ({suite.digest()})",
+        "command": _command(suite),
+    }
+    if suite.file.paper.table:
+        facts["paper"] = suite.file.paper.table
+    return {key: value for key, value in facts.items() if value}
+
+
+def _commit(provenance: dict[str, Any]) -> str:
+    commit, diff = provenance.get("commit"), provenance.get("diff_hash")
+    return f"{commit[:12]}{f' with uncommitted changes ({diff})' if diff else ''}" if commit else ""
+
+
+def _command(suite: Suite) -> str:
+    """The command that makes these results again."""
+    name = suite.name if suite.path.parent.name == "ablations" else str(suite.path)
+    words = ["tnbench", "ablate", name]
+    words += [f"--set {key}={value}" for key, value in suite.settings.items() if key != "training.device"]
+    if suite.seeds != suite.file.seeds.report:
+        words.append(f"--seeds {len(suite.seeds)}")
+    if suite.folder.parent != Path("results"):
+        words.append(f"--results {suite.folder.parent}")
+    return " ".join(words)

@@ -1,0 +1,193 @@
+"""What the terminal shows of a suite: the plan, the live table, the status; plain lines in a pipe."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tnbench.ablation.execute import Ledger
+from tnbench.ablation.suite import PlannedRun, Suite
+from tnbench.records import read_metrics
+from tnbench.report.results import METRICS
+from tnbench.report import words
+
+MARKS = {"finished": "●", "diverged": "✗", "out_of_memory": "✗", "failed": "!", None: "○"}
+STYLES = {"finished": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red", None: "dim"}
+LEGEND = "● finished  ◐ running  ○ waiting  ✗ diverged or out of memory  ! failed"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`, `3.2 days`.
+
+    >>> duration(200), duration(7500)
+    ('3 min 20 s', '2 h 5 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / 86400:.1f} days"
+
+
+def plan_table(suite: Suite, outcomes: dict[str, str], seconds: dict[str, float | None] | None = None) -> Table:
+    """The suite's variants: what each costs, and how many of its runs are there."""
+    table = Table(title=f"{suite.file.title or suite.name}", title_justify="left", box=None, header_style="bold")
+    for name in ("variant", "differs in"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters\nnon-embedding", "MFLOP per token\nforward", "state\nvalues", "runs\nthere"):
+        table.add_column(name, justify="right")
+    if seconds is not None:
+        table.add_column("time per run\non this machine", justify="right")
+    done = Counter(run.variant.name for run in suite.runs() if run.folder.id in outcomes)
+    for variant in suite.variants:
+        cells = [
+            variant.name,
+            words.diff(variant.diff, variant.name == suite.base),
+            words.short(variant.parameters["non_embedding"]),
+            f"{variant.flops_per_token / 1e6:.3g}",
+            words.short(variant.state_size),
+            f"{done[variant.name]}/{len(suite.seeds)}",
+        ]
+        if seconds is not None:
+            estimate = seconds[variant.name]
+            cells.append("not estimated" if estimate is None else f"about {duration(estimate)}")
+        table.add_row(*cells)
+    return table
+
+
+def plan_line(suite: Suite) -> str:
+    """What every run of the suite has in common."""
+    config = next(variant for variant in suite.variants if variant.name == suite.base).config
+    training, data = config.training, config.data
+    tokens = training.total_steps * training.batch_tokens
+    return (
+        f"{len(suite.variants)} variants × {len(suite.seeds)} seeds, {words.short(tokens)} tokens each "
+        f"({training.total_steps} steps of {training.batch_tokens}), {data.corpus}, {data.tokenizer}, "
+        f"context {data.context}, {training.device}"
+    )
+
+
+class Watcher:
+    """Shows a ledger: a live table on a terminal, a line per ended run elsewhere."""
+
+    def __init__(self, suite: Suite, console: Console) -> None:
+        self.suite, self.console = suite, console
+        self.metric = METRICS[suite.file.analysis.metric]
+        self.values: dict[str, float] = {}
+        self.began: dict[str, float] = {}
+        self.told: set[str] | None = None
+        self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Watcher:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, ledger: Ledger) -> None:
+        """Show the ledger as it is now."""
+        if self.told is None:
+            self.told = set()
+        for run in ledger.planned:
+            run_id = run.folder.id
+            if run_id in ledger.running:
+                self.began.setdefault(run_id, time.monotonic())
+            if run_id in ledger.outcomes and run_id not in self.told:
+                self.told.add(run_id)
+                self.values[run_id] = self._final_value(run)
+                if not self.live and run_id in self.began:
+                    self._tell(run, ledger)
+        if self.live:
+            self.live.update(self._table(ledger))
+
+    def _final_value(self, run: PlannedRun) -> float:
+        values, _ = read_metrics(run.folder.metrics)
+        final = [v["value"] for v in values if v["name"] == self.metric.curve and v.get("split") == "report"]
+        return final[-1] if final else math.nan
+
+    def _tell(self, run: PlannedRun, ledger: Ledger) -> None:
+        outcome = ledger.outcomes[run.folder.id]
+        value = self.values[run.folder.id]
+        result = f"{value:.4f} {self.metric.unit}" if outcome == "finished" else outcome.replace("_", " ")
+        left = ledger.seconds_left()
+        rest = f", about {duration(left)} left" if left and ledger.work_left() else ""
+        took = duration(time.monotonic() - self.began[run.folder.id])
+        count = f"[{len(ledger.outcomes)}/{len(ledger.planned)}]"
+        self.console.print(f"{count} {run.variant.name}, seed {run.seed}: {result} ({took}{rest})", highlight=False)
+
+    def _table(self, ledger: Ledger) -> Table:
+        left = ledger.seconds_left()
+        done, total = len(ledger.outcomes), len(ledger.planned)
+        heading = f"{self.suite.name}: {done} of {total} runs"
+        if ledger.interrupted:
+            heading += ", stopping: writing checkpoints"
+        elif left is not None and ledger.work_left():
+            heading += f", about {duration(left)} left"
+        table = Table(title=heading, title_justify="left", box=None, header_style="bold", caption=LEGEND)
+        for name, justify in (("variant", "left"), ("seeds", "left"), ("running", "left")):
+            table.add_column(name, justify=justify)
+        table.add_column(f"mean {self.metric.label}\n{self.metric.unit}", justify="right")
+        for variant in self.suite.variants:
+            marks, running, values = Text(), [], []
+            for run in ledger.planned:
+                if run.variant is not variant and run.variant.name != variant.name:
+                    continue
+                run_id = run.folder.id
+                outcome = ledger.outcomes.get(run_id)
+                if run_id in ledger.running:
+                    marks.append("◐ ", "cyan")
+                    running.append(_where(run, ledger))
+                else:
+                    marks.append(MARKS[outcome] + " ", STYLES[outcome])
+                if outcome == "finished":
+                    values.append(self.values.get(run_id, math.nan))
+            mean = f"{sum(values) / len(values):.4f}" if values else "–"
+            table.add_row(variant.name, marks, "; ".join(running), mean)
+        return table
+
+
+def _where(run: PlannedRun, ledger: Ledger) -> str:
+    progress = ledger.running[run.folder.id]
+    if progress is None:
+        return f"seed {run.seed}: starting"
+    if progress.phase == "evaluating":
+        return f"seed {run.seed}: evaluating"
+    share = progress.step / progress.steps
+    return f"seed {run.seed}: {share:.0%}, loss {progress.loss:.3f} nats, {progress.tokens_per_second:,.0f} tokens/s"
+
+
+def status_table(suite: Suite) -> Table:
+    """Every run of the suite and where it stands, from the records alone."""
+    table = Table(box=None, header_style="bold")
+    for name in ("variant", "seed", "run id", "state", "started", "attempts"):
+        table.add_column(name)
+    for run in suite.runs():
+        manifest = run.folder.read_manifest() or {}
+        state = manifest.get("outcome")
+        if state is None:
+            values, _ = read_metrics(run.folder.metrics) if manifest else ([], [])
+            step = max((value["step"] for value in values), default=0)
+            state = f"at step {step} of {run.config.training.total_steps}" if manifest else "waiting"
+        elif manifest.get("reason"):
+            state = f"{state.replace('_', ' ')}: {manifest['reason']}"
+        table.add_row(
+            run.variant.name,
+            str(run.seed),
+            run.folder.id,
+            state,
+            str(manifest.get("started", "")),
+            str(manifest.get("attempts", "")),
+        )
+    return table

@@ -1,0 +1,108 @@
+"""Worker processes: each takes runs one after another, until the parent has no more or is gone.
+
+The parent sends a `Task` through a pipe; the worker answers with ("progress", Progress) while it trains and
+with ("done", outcome) at the end. Ctrl-C reaches the parent alone, which asks the workers to stop at the
+next step by setting an event; they write a checkpoint first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tnbench.config import RunConfig
+from tnbench.records import RunFolder
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to train."""
+
+    config: RunConfig
+    folder: RunFolder
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """What the manifest says beside the configuration: suite, variant, seed."""
+    keep_weights: bool = True
+
+
+class Worker:
+    """A process that trains runs on one device."""
+
+    def __init__(self, stop: Any, device_index: int | None = None) -> None:
+        self.connection, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_main, args=(theirs, stop, device_index), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.device_index = device_index
+        self.task: Task | None = None
+
+    def start(self, task: Task) -> None:
+        """Hand over a run."""
+        self.task = task
+        self.connection.send(task)
+
+    def close(self) -> None:
+        """Let the process end after its current run, and end it if it does not."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextlib.contextmanager
+def exclusive(folder: RunFolder) -> Iterator[None]:
+    """Hold a run's folder; the lock goes with the process, however it ends."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / ".lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if device_index is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device_index)
+
+    from tnbench.data import prepare
+    from tnbench.training.loop import run
+
+    while True:
+        try:
+            task: Task | None = connection.recv()
+        except EOFError:
+            return
+        if task is None:
+            return
+        with exclusive(task.folder):
+            outcome = run(
+                task.config,
+                task.folder,
+                prepare(task.config.data, quiet=True),
+                progress=lambda progress: connection.send(("progress", progress)),
+                stop=stop.is_set,
+                attributes=task.attributes,
+                keep_weights=task.keep_weights,
+            )
+        connection.send(("done", outcome))
+
+
+def _die_with_parent() -> None:
+    """Training for a parent that is gone would race with the next one that resumes the suite."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

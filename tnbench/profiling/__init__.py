@@ -1,0 +1,1 @@
+"""Measurements of speed: ratios from interleaved repeats in one run."""

@@ -1,0 +1,309 @@
+"""Figures of a suite. Each is drawn from a tidy table, which is returned with it.
+
+A variant has one colour everywhere: the base is drawn in ink, the others in Okabe and Ito's palette
+(Color Universal Design, 2008), which most colour-blind readers can tell apart. After six the
+colours return, dashed and with square marks; the names stand beside the lines in any case.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy.optimize import isotonic_regression
+
+from tnbench.report import words
+from tnbench.report.results import Frame, SuiteResults, VariantSummary, summarise
+from tnbench.statistics import t_bounds
+
+INK = "#1a1a1a"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+WIDTH = 7.0
+"""Width in inches: both columns of a two-column page."""
+FONT = 7.0
+"""Font size in points."""
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.size": FONT,
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize"), FONT),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), FONT - 0.5),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.4,
+    "lines.linewidth": 1.3,
+    "lines.solid_capstyle": "round",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tnbench",
+    "savefig.dpi": 300,
+}
+CURVES, FINAL = "curves", "final"
+"""Names of the two panels."""
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def looks(results: SuiteResults) -> dict[str, dict[str, Any]]:
+    """Colour, line style and marker of every variant."""
+    rounds = [{"linestyle": "-", "marker": "o"}, {"linestyle": (0, (4, 1.2)), "marker": "s"}]
+    found = {results.base: {"color": INK, **rounds[0]}}
+    for index, variant in enumerate(results.variants[1:]):
+        again, color = divmod(index, len(PALETTE))
+        found[variant] = {"color": PALETTE[color], **rounds[again % 2]}
+    return found
+
+
+def drawn(results: SuiteResults) -> Frame:
+    """What the figure shows.
+
+    Columns: panel (curves, final), kind (seed, mean), variant, seed, outcome, tokens, value, low, high, n.
+    A mean in the panel of curves is taken where all finished runs of the variant have a value, and has an
+    interval where there are two; runs that ended otherwise are drawn as far as they came.
+    """
+    metric = results.measured
+    curves = results.curves
+    curves = curves[(curves["name"] == metric.curve) & (curves["split"] == metric.split)]
+    curves = curves.drop_duplicates(["variant", "seed", "tokens"], keep="last")
+    outcomes = results.runs[["variant", "seed", "outcome"]]
+    curves = curves.merge(outcomes, on=["variant", "seed"]).sort_values(["seed", "tokens"], kind="stable")
+    curves = curves[np.isfinite(curves["value"].astype(float))]
+
+    parts: list[pd.DataFrame] = []
+    for one in summarise(results):
+        mine = curves[curves["variant"] == one.variant]
+        seeds = mine[["seed", "outcome", "tokens", "value"]].assign(panel=CURVES, kind="seed")
+        mean = _mean_curve(mine[mine["outcome"] == "finished"], results.alpha)
+        final = results.values(one.variant).rename("value").reset_index()
+        final = final.assign(panel=FINAL, kind="seed", outcome="finished")
+        ends = pd.DataFrame([vars(one.metric)] if one.metric.n else []).rename(columns={"mean": "value"})
+        new = [seeds, mean.assign(panel=CURVES, kind="mean"), final, ends.assign(panel=FINAL, kind="mean")]
+        parts += [part.assign(variant=one.variant) for part in new if len(part)]
+    order = ["panel", "kind", "variant", "seed", "outcome", "tokens", "value", "low", "high", "n"]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return frame.reindex(columns=order)
+
+
+def _mean_curve(runs: Frame, alpha: float) -> pd.DataFrame:
+    table = runs.pivot(index="tokens", columns="seed", values="value").dropna()
+    values, n = table.to_numpy(dtype=float), table.shape[1]
+    if not len(table):
+        return pd.DataFrame()
+    mean, low, high = t_bounds(values, alpha) if n > 1 else (values[:, 0], np.nan, np.nan)
+    return pd.DataFrame({"tokens": table.index, "value": mean, "low": low, "high": high, "n": n})
+
+
+def curves(results: SuiteResults) -> tuple[Figure, Frame]:
+    """The metric during training, and beside it every final value with mean and interval.
+
+    Returns:
+        The figure, and the table of exactly what it shows (see `drawn`).
+    """
+    table = drawn(results)
+    names = {variant: _elided(variant) for variant in results.variants}
+    rows = {one.variant: _row(one, names[one.variant]) for one in summarise(results)}
+    with _style():
+        height = max(2.5, 0.95 + 0.19 * len(names))
+        figure = Figure(figsize=(WIDTH, height))
+        left, label = 0.47, max(map(_inches, names.values())) + 0.22
+        name, text = (max(_inches(row[part]) for row in rows.values()) + 0.1 for part in ("name", "text"))
+        text = max(text, _inches(_head(results)) + 0.1)
+        room = WIDTH - left - label - name - text
+        wide, narrow = 0.56 * room, 0.44 * room
+
+        def axes(start: float, width: float) -> Axes:
+            return figure.add_axes((start / WIDTH, 0.58 / height, width / WIDTH, 1 - 0.83 / height))
+
+        _draw_curves(axes(left, wide), results, table[table["panel"] == CURVES], names)
+        _draw_final(axes(WIDTH - text - narrow, narrow), results, table[table["panel"] == FINAL], rows)
+        figure.text(left / WIDTH, 0.06 / height, _footnote(results), fontsize=FONT - 1, alpha=0.75)
+    return figure, table
+
+
+def _footnote(results: SuiteResults) -> str:
+    n = sorted({one.metric.n for one in summarise(results)} - {0}) or [0]
+    seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+    unfinished = "; ×: did not finish" if (results.runs["outcome"] != "finished").any() else ""
+    return (
+        f"Thick lines and points: mean over finished runs ({seeds} seeds), bands and bars: "
+        f"{results.coverage} t interval; thin lines and ticks: single runs{unfinished}."
+    )
+
+
+def _draw_curves(axes: Axes, results: SuiteResults, table: Frame, names: dict[str, str]) -> None:
+    metric = results.measured
+    axes.set_title("a  during training", loc="left", fontweight="bold")
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel(f"{metric.label} ({metric.unit})")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if table.empty:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no value recorded", ha="center", va="center", transform=axes.transAxes)
+        return
+    ends: dict[str, tuple[float, float]] = {}
+    stops: list[tuple[float, float, str]] = []
+    for variant, look in looks(results).items():
+        line = {
+            "color": look["color"],
+            "linestyle": look["linestyle"],
+            "zorder": 3 if variant == results.base else 2,
+        }
+        mine = table[table["variant"] == variant]
+        seeds, mean = mine[mine["kind"] == "seed"], mine[mine["kind"] == "mean"]
+        for _, run in seeds.groupby("seed"):
+            axes.plot(run["tokens"], run["value"], **{**line, "linewidth": 0.5, "alpha": 0.45})
+            if run["outcome"].iloc[-1] != "finished":
+                stops.append((run["tokens"].iloc[-1], run["value"].iloc[-1], look["color"]))
+        if len(mean):
+            axes.plot(mean["tokens"], mean["value"], **line)
+            axes.fill_between(
+                mean["tokens"], mean["low"], mean["high"], color=look["color"], alpha=0.13, linewidth=0
+            )
+        if len(mine):
+            last = (mean if len(mean) else seeds).iloc[-1]
+            ends[variant] = (last["tokens"], last["value"])
+    axes.set_xlim(0, table["tokens"].max())
+    axes.set_ylim(*_heights(table))
+    for tokens, value, color in stops:
+        axes.plot(tokens, np.clip(value, *axes.get_ylim()), "x", color=color, markersize=4, clip_on=False)
+    _label_ends(axes, ends, names, looks(results))
+
+
+def _heights(table: Frame) -> tuple[float, float]:
+    """Limits that leave out the first fifth of training, whose fall would flatten everything after it."""
+    late = table[(table["tokens"] >= 0.2 * table["tokens"].max())]
+    late = (
+        late[(late["outcome"] == "finished") | (late["kind"] == "mean")]
+        if "mean" in set(late["kind"])
+        else late
+    )
+    low, high = late["value"].min(), late["value"].max()
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], names: dict[str, str], look: dict) -> None:
+    """Names at the right of the panel, as near to the ends of their lines as leaves room for each."""
+    inches = axes.get_window_extent().height / axes.figure.dpi
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda variant: ends[variant][1])
+    wanted = np.array([(np.clip(ends[variant][1], low, high) - low) / (high - low) for variant in order])
+    heights = spread(wanted, gap=1.25 * FONT / 72 / inches)
+    for variant, height, target in zip(order, heights, wanted, strict=True):
+        x = axes.transLimits.transform((ends[variant][0], low))[0]
+        style: dict[str, Any] = (
+            {"linewidth": 0.8} if x > 0.99 else {"linewidth": 0.5, "linestyle": (0, (1, 2))}
+        )
+        style |= {"color": look[variant]["color"], "transform": axes.transAxes, "clip_on": False}
+        axes.plot([x, 1.02, 1.05], [target, height, height], **style)
+        axes.text(
+            1.065, height, names[variant], transform=axes.transAxes, va="center_baseline", parse_math=False
+        )
+
+
+def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Places nearest (least squares) to the `wanted` ones, ascending, at least `gap` apart, within 0 to 1.
+
+    >>> spread(np.array([0.5, 0.5, 0.9]), gap=0.1).round(2).tolist()
+    [0.45, 0.55, 0.9]
+    """
+    if len(wanted) == 0:
+        return wanted
+    steps = gap * np.arange(len(wanted))
+    return np.clip(isotonic_regression(wanted - steps).x, 0, max(0.0, 1 - steps[-1])) + steps
+
+
+def _draw_final(axes: Axes, results: SuiteResults, table: Frame, rows: dict[str, dict[str, str]]) -> None:
+    metric = results.measured
+    axes.set_title("b  at the end", loc="left", fontweight="bold")
+    axes.set_xlabel(f"{metric.label} ({metric.unit})")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set(yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    if table.empty:
+        axes.set(xticks=[])
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center_baseline", "parse_math": False}
+    axes.annotate(_head(results), (1, 1), (5, 6), xycoords="axes fraction", textcoords="offset points")
+    for height, (variant, look) in enumerate(looks(results).items()):
+        mine = table[table["variant"] == variant]
+        seeds, mean = mine[mine["kind"] == "seed"], mine[mine["kind"] == "mean"]
+        axes.text(-0.04, height, rows[variant]["name"], ha="right", **beside)
+        axes.text(1.04, height, rows[variant]["text"], alpha=0.7 if mean.empty else 1, **beside)
+        single = {"color": look["color"], "markersize": 3.5, "alpha": 0.8}
+        axes.plot(seeds["value"], [height + 0.24] * len(seeds), "|", **single)
+        for point in mean.itertuples():
+            axes.plot([point.low, point.high], [height, height], color=look["color"], linewidth=1.1)
+            axes.plot(point.value, height, marker=look["marker"], color=look["color"], markersize=4)
+            if variant == results.base:
+                axes.axvline(point.value, color=INK, linewidth=0.5, linestyle=(0, (3, 3)), zorder=0)
+
+
+def _head(results: SuiteResults) -> str:
+    return f"paired difference [{results.coverage}]"
+
+
+def _row(one: VariantSummary, name: str) -> dict[str, str]:
+    """What stands beside a variant's final values: its name, and its difference or why it has none."""
+    finished, _, lost = words.outcomes(one.outcomes).partition(", ")
+    if one.metric.n == 0:
+        return {"name": name, "text": lost or "no run"}
+    name += f" ({finished})" if lost else ""
+    if one.difference is None:
+        return {"name": name, "text": "base"}
+    return {
+        "name": name,
+        "text": words.difference(one.difference) if one.difference.n else "no pair with the base",
+    }
+
+
+def _elided(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 9]}…{name[-8:]}"
+
+
+def _inches(text: str) -> float:
+    path = TextPath((0, 0), text.replace("$", "S"), size=FONT, prop=FontProperties(family="DejaVu Sans"))
+    return path.get_extents().x1 / 72 if text.strip() else 0.0
+
+
+def save(figure: Figure, format: str, **options) -> bytes:
+    """The figure as a png, pdf or svg file, without dates: the same figure, the same bytes."""
+    metadata: dict[str, None] = {
+        "png": {"Software": None},
+        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+        "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
+    }[format]
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format=format, metadata=metadata, **options)
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure) -> str:
+    """The figure as an SVG element for a page: transparent, its ink in the page's text colour."""
+    source = save(figure, "svg", transparent=True).decode()
+    source = source[source.index("<svg") :].replace(INK, "currentColor")
+    source = re.sub(r"<metadata>.*?</metadata>\s*", "", source, flags=re.DOTALL)
+    source = re.sub(r"<!--.*?-->\s*", "", source, flags=re.DOTALL)
+    head, rest = source.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest

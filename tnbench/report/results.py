@@ -1,0 +1,200 @@
+"""What a report is made from: the runs of one suite, as they were recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tnbench.errors import RequestError, nearest
+from tnbench.statistics import Difference, Interval, check_alpha, mean_interval, paired_difference
+
+Frame = Any
+"""A pandas DataFrame; pandas' own annotations make of each selection a union of all that it might be."""
+
+RUN_COLUMNS = (
+    *("variant", "seed", "run_id", "outcome", "reason", "stopped_step"),
+    *("val_bits_per_byte", "val_loss_nats", "val_loss_bits", "train_loss_nats"),
+    *("parameters", "non_embedding_parameters", "flops_per_token", "state_size", "steps", "tokens", "epochs"),
+    *("tokens_per_second", "peak_memory_bytes", "train_seconds", "started", "ended", "attempts", "host"),
+)
+"""Columns of `SuiteResults.runs`; others may follow."""
+
+CURVE_COLUMNS = ("variant", "seed", "run_id", "name", "split", "unit", "step", "tokens", "value")
+"""Columns of `SuiteResults.curves`: one row per recorded value."""
+
+OUTCOMES = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "out_of_memory": "out of memory",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "missing": "missing",
+    "unmeasured": "without a value",
+}
+"""How a run may have ended, and the words for it; a finished run without a finite value is unmeasured."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of `runs` that variants are compared by; lower is better."""
+
+    label: str
+    unit: str
+    curve: str
+    """Name of the recorded values that show it during training."""
+    split: str = "tune"
+    """Split of those values."""
+
+
+METRICS = {
+    "val_bits_per_byte": Metric("validation loss", "bits per byte", "val_bits_per_byte"),
+    "val_loss_nats": Metric("validation loss", "nats per token", "val_loss"),
+    "val_loss_bits": Metric("validation loss", "bits per token", "val_loss_bits"),
+    "train_loss_nats": Metric("training loss", "nats per token", "train_loss", split="train"),
+}
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """The records of one ablation suite.
+
+    Raises:
+        RequestError: the metric is unknown, or alpha is not between 0 and 1.
+    """
+
+    name: str
+    """Name of the suite, and of its results folder."""
+    title: str
+    base: str
+    """Name of the base variant, whose diff is empty."""
+    diffs: Mapping[str, Mapping[str, Any]]
+    """Variant → dotted key → value, in the order of the suite."""
+    runs: Frame
+    """One row per planned run, whatever became of it, with `RUN_COLUMNS`; what is not known is NaN."""
+    curves: Frame = field(default_factory=lambda: pd.DataFrame(columns=list(CURVE_COLUMNS)))
+    """Values recorded during training, with `CURVE_COLUMNS`."""
+    metric: str = "val_bits_per_byte"
+    alpha: float = 0.05
+    """One minus the coverage of intervals."""
+    fixed: str = ""
+    """What was not varied: "holds only for: …"."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Printed as they are, so with units: `corpus`, `tokenizer`, `context`, `tokens per run`, `device`,
+    `versions`, `commit`, `command`, ….  The first three and the device also stand under the table."""
+    notes: list[str] = field(default_factory=list)
+    """What was wrong with the records."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise RequestError(f"analysis.metric = {self.metric}: {nearest(self.metric, METRICS)}")
+        check_alpha(self.alpha)
+        assert self.base in self.diffs, f"the base {self.base} is no variant"
+        assert set(RUN_COLUMNS) <= set(self.runs), set(RUN_COLUMNS) - set(self.runs)
+        assert set(CURVE_COLUMNS) <= set(self.curves), set(CURVE_COLUMNS) - set(self.curves)
+        assert set(self.runs["variant"]) <= set(self.diffs), "runs of a variant without a diff"
+        assert set(self.runs["outcome"]) <= set(OUTCOMES), set(self.runs["outcome"]) - set(OUTCOMES)
+        assert not self.runs.duplicated(["variant", "seed"]).any(), "two runs of one variant and seed"
+
+    @property
+    def variants(self) -> list[str]:
+        """All variants, the base first, then in the order of the suite."""
+        return [self.base, *(name for name in self.diffs if name != self.base)]
+
+    @property
+    def measured(self) -> Metric:
+        """The metric's label and units."""
+        return METRICS[self.metric]
+
+    @property
+    def coverage(self) -> str:
+        """Coverage of the intervals: `95 %`."""
+        return f"{100 * (1 - self.alpha):.4g} %"
+
+    def of(self, variant: str) -> Frame:
+        """All planned runs of a variant, by seed."""
+        return self.runs[self.runs["variant"] == variant].sort_values("seed")
+
+    def finished(self, variant: str) -> Frame:
+        """The finished runs of a variant that have a finite value, by seed."""
+        runs = self.of(variant)
+        return runs[(runs["outcome"] == "finished") & np.isfinite(runs[self.metric].astype(float))]
+
+    def values(self, variant: str) -> Any:
+        """A Series: the metric of the finished runs of a variant, indexed by seed."""
+        return self.finished(variant).set_index("seed")[self.metric].astype(float)
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """What the runs of one variant say."""
+
+    variant: str
+    diff: Mapping[str, Any]
+    outcomes: Counter[str]
+    """Runs by outcome."""
+    metric: Interval
+    """Over finished runs."""
+    difference: Difference | None
+    """Variant minus base over the seeds that both have finished; None for the base."""
+    parameters: float
+    non_embedding_parameters: float
+    flops_per_token: float
+    state_size: float
+    tokens_per_second: float
+    """Median over finished runs, as is the peak memory."""
+    speed_ratio: float
+    """Tokens per second over those of the base."""
+    peak_memory_bytes: float
+
+    @property
+    def planned(self) -> int:
+        """Number of planned runs."""
+        return self.outcomes.total()
+
+
+def summarise(results: SuiteResults) -> list[VariantSummary]:
+    """One summary per variant, the base first."""
+    base = results.values(results.base)
+    base_speed = _median(results.finished(results.base)["tokens_per_second"])
+
+    def summary(variant: str) -> VariantSummary:
+        runs, values = results.of(variant), results.values(variant)
+        pairs = base.index.intersection(values.index)
+        outcomes = Counter(runs["outcome"])
+        outcomes["unmeasured"] += outcomes["finished"] - len(values)
+        outcomes["finished"] = len(values)
+        speed = _median(results.finished(variant)["tokens_per_second"])
+        return VariantSummary(
+            variant=variant,
+            diff=results.diffs[variant],
+            outcomes=outcomes,
+            metric=mean_interval(values.to_numpy(), results.alpha),
+            difference=None
+            if variant == results.base
+            else paired_difference(values[pairs].to_numpy(), base[pairs].to_numpy(), results.alpha),
+            parameters=_first(runs["parameters"]),
+            non_embedding_parameters=_first(runs["non_embedding_parameters"]),
+            flops_per_token=_first(runs["flops_per_token"]),
+            state_size=_first(runs["state_size"]),
+            tokens_per_second=speed,
+            speed_ratio=speed / base_speed,
+            peak_memory_bytes=_median(results.finished(variant)["peak_memory_bytes"]),
+        )
+
+    return [summary(variant) for variant in results.variants]
+
+
+def _first(column: Any) -> float:
+    """The value that all runs of a variant share, from the first run that knows it."""
+    known = column.dropna()
+    return float(known.iloc[0]) if len(known) else np.nan
+
+
+def _median(column: Any) -> float:
+    known = column.dropna()
+    return float(known.astype(float).median()) if len(known) else np.nan

@@ -1,0 +1,93 @@
+"""Where and how a run computes: device, threads, determinism, precision, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from tnbench.config import TrainingConfig
+from tnbench.errors import RequestError
+
+
+def require_device(training: TrainingConfig) -> torch.device:
+    """The run's device.
+
+    Raises:
+        RequestError: it is not there.
+    """
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("training.device = cuda: torch sees no GPU here; use training.device=cpu")
+    return torch.device(training.device)
+
+
+@contextmanager
+def settings(training: TrainingConfig) -> Iterator[dict[str, Any]]:
+    """Set torch's threads and deterministic algorithms; gives the flags for the record.
+
+    On leaving, everything is put back, the global random generators too.
+    """
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS need not repeat itself
+    torch.set_num_threads(training.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  costs time only
+    try:
+        with torch.random.fork_rng(
+            devices=[torch.cuda.current_device()] if training.device == "cuda" else []
+        ):
+            yield {
+                "deterministic_algorithms": True,
+                "warn_only": True,
+                "threads": training.threads,
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "cublas_workspace": os.environ["CUBLAS_WORKSPACE_CONFIG"],
+            }
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass: bf16 matrix products for `bf16`, no change for `fp32`."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class StopRequest:
+    """True once the run should stop at its next step: the caller wants it, or Ctrl-C was pressed.
+
+    As a context it holds a first Ctrl-C back until the step is complete, because a step that is cut short
+    cannot be resumed; a second one interrupts at once. A caller's own handler for Ctrl-C is left in place.
+    """
+
+    def __init__(self, wanted: Callable[[], bool] | None) -> None:
+        self._wanted = wanted
+        self._pressed = False
+        self._holds = False
+
+    def __call__(self) -> bool:
+        return self._pressed or (self._wanted is not None and self._wanted())
+
+    def __enter__(self) -> StopRequest:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._press)
+            self._holds = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._holds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _press(self, *signal_and_frame: object) -> None:  # noqa: ARG002
+        self._pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,96 @@
+"""The manifest of a run: what was run, on what, and how it ended."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from tnbench.config import RunConfig
+from tnbench.data import TokenData
+from tnbench.model import LanguageModel
+from tnbench.records import RunFolder, command_line, now, provenance, read_metrics, write_json
+from tnbench.training.state import State
+
+SCHEMA = 1
+
+
+class Manifest:
+    """Written at the start of an attempt, once the model stands, and at the end.
+
+    The attempt is counted before anything else happens, so that one that is killed counts too. Attempts,
+    notes and the first start are taken over from the former manifest.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        data: TokenData,
+        determinism: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        former = folder.read_manifest() or {}
+        self._folder = folder
+        self.values: dict[str, Any] = {
+            "schema": SCHEMA,
+            "run_id": folder.id,
+            "suite": None,
+            "variant": None,
+            "seed": None,
+            **attributes,
+            "outcome": None,
+            "reason": None,
+            "stopped_step": None,
+            "steps": config.training.total_steps,
+            "started": former.get("started") or now(),
+            "ended": None,
+            "attempts": former.get("attempts", 0) + 1,
+            "command": command_line(),
+            "notes": list(former.get("notes", [])),
+            "determinism": dict(determinism),
+            "config": config.model_dump(mode="json"),
+            "data": data.describe(),
+            "provenance": provenance(),
+        }
+        self.write()
+
+    def note(self, text: str) -> None:
+        """Add a remark that readers of the record should see."""
+        self.values["notes"].append(text)
+
+    def describe_model(self, model: LanguageModel, context: int) -> None:
+        """Add the model's parameters, forward FLOPs per token, and values of state per sequence."""
+        counts = model.parameter_counts()
+        self.values.update(
+            parameters=counts["total"],
+            non_embedding_parameters=counts["non_embedding"],
+            flops_per_token=model.flops_per_token(context),
+            state_size=model.state_size(context),
+        )
+        self.write()
+
+    def describe_progress(self, state: State) -> None:
+        """Add how far the run came and what it cost."""
+        values, problems = read_metrics(self._folder.metrics)
+        speeds = [value["value"] for value in values if value["name"] == "tokens_per_second"]
+        self.values.update(
+            stopped_step=state.step,
+            training_seconds=state.training_seconds,
+            evaluation_seconds=state.evaluation_seconds,
+            tokens_per_second=statistics.median(speeds) if speeds else None,
+            peak_memory_bytes=state.peak_memory_bytes,
+        )
+        for problem in problems:
+            self.note(problem)
+
+    def end(self, outcome: str, reason: str | None = None, trace: str | None = None) -> None:
+        """Write how the run ended. An interrupted run has not ended: its outcome stays open."""
+        self.values.update(outcome=None if outcome == "interrupted" else outcome, reason=reason, ended=now())
+        if trace is not None:
+            self.values["traceback"] = trace
+        self.write()
+
+    def write(self) -> None:
+        """Replace the manifest on disk."""
+        write_json(self._folder.manifest, self.values)

@@ -1,0 +1,282 @@
+"""A run in progress.
+
+After the weights are drawn, nothing random happens: batches are a function of the seed and the step, and no
+component draws numbers in training. So weights, optimizer state and the step are all that a resume needs,
+and a resumed run equals an uninterrupted one bit for bit on CPU. That the random generators have not moved
+is asserted with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tnbench.config import RunConfig
+from tnbench.data import TokenData
+from tnbench.model import LanguageModel
+from tnbench.records import MetricsLog, RunFolder
+from tnbench.training import checkpoint
+from tnbench.training.environment import StopRequest, autocast
+from tnbench.training.evaluate import evaluate
+from tnbench.training.manifest import Manifest
+from tnbench.training.memory import PeakMemory
+from tnbench.training.optimizer import adamw, clip
+from tnbench.training.schedule import learning_rate
+from tnbench.training.state import State
+
+POINTS = 200
+"""The training curve has about 100 to 200 points."""
+CURVE_BYTES, FINAL_BYTES = 128 << 10, 4 << 20
+"""At most so much text is read for a point of the validation curve, and for the figures at the end."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """Optimizer steps in all."""
+    loss: float
+    """Training loss of the last step, in nats per token; NaN before the first."""
+    tokens_per_second: float
+    """Of the last steps; NaN before the first."""
+    phase: Literal["training", "evaluating"]
+    seconds_left: float
+    """Estimated from the last steps and the evaluations so far; NaN before the first step."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; the state is that of a complete step, and has been saved."""
+
+
+class Diverged(Exception):
+    """The run's numbers have failed; the message says how."""
+
+
+class Trainer:
+    """Builds the model, or takes it up from the run's checkpoint, and trains it to the end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        data: TokenData,
+        *,
+        manifest: Manifest,
+        device: torch.device,
+        stopping: StopRequest,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.config, self.folder, self.data, self.manifest = config, folder, data, manifest
+        self.device, self.stopping, self.progress = device, stopping, progress
+        training, self.context = config.training, config.data.context
+        self.steps = training.total_steps
+        self.sequences = training.batch_tokens // self.context
+        self.micro_sequences = (training.micro_batch_tokens or training.batch_tokens) // self.context
+        points = training.evaluations
+        self.curve = {max(1, round(self.steps * point / points)) for point in range(1, points + 1)}
+        self.interval = math.ceil(self.steps / POINTS)
+
+        import torch._dynamo  # optimizers import it at first use; its memory is not the run's
+
+        self.memory = PeakMemory(device)
+        torch.manual_seed(training.init_seed)
+        self.model = LanguageModel(config.model, data.vocab_size, self.context).to(device)
+        self.model.activation_checkpointing = training.activation_checkpointing
+        self.model.train()
+        self.forward = torch.compile(self.model, dynamic=False) if training.compile else self.model
+        self.optimizer = adamw(self.model, training)
+        manifest.describe_model(self.model, self.context)
+        self.random = self._random_state()
+
+        self.state = State()
+        self.metrics = MetricsLog(folder.metrics, self._resume())
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
+        self.loss = math.nan
+        self.recent: deque[float] = deque(maxlen=50)
+        self.unrecorded: list[float] = []
+
+    def complete(self) -> None:
+        """Train to the last step and measure the figures that are reported.
+
+        Raises:
+            Stopped: as was asked for; a checkpoint has been written.
+            Diverged: the loss or the gradient norm has failed.
+        """
+        try:
+            self._evaluate_curve()  # a run may have been stopped within an evaluation
+            batch = self._batch()
+            while self.state.step < self.steps:
+                self._save_if_due()
+                batch = self._step(batch)
+                self._tell("training")
+                self._evaluate_curve()
+            self._evaluate("report", FINAL_BYTES)
+        except Stopped:
+            self._save()
+            raise
+        epochs = self.data.epochs(self.steps, self.sequences, self.context)
+        self._write("epochs", epochs, "epochs")
+        assert self._random_state() == self.random, "a component drew random numbers in training"
+
+    def finish(self, keep_weights: bool) -> None:
+        """Bring the final weights, then the metrics to disk."""
+        if keep_weights:
+            record = {"run_id": self.folder.id, "step": self.state.step}
+            checkpoint.save_weights(self.folder.weights, self.model, record)
+        self.metrics.close()
+
+    def _resume(self) -> int:
+        """Take up the checkpoint, if one holds; gives the length of the metrics that go with the state."""
+        path, log = self.folder.resume, self.folder.metrics
+        checkpoint.remove_leftovers(path.parent)
+        if not path.exists():
+            return 0
+        there = log.stat().st_size if log.exists() else 0
+        try:
+            record = checkpoint.load_training(path, self.model, self.optimizer, self.folder.id, there)
+        except checkpoint.CheckpointError as error:
+            self.manifest.note(
+                f"attempt {self.manifest.values['attempts']} started from the beginning: {error}"
+            )
+            self.manifest.write()
+            return 0
+        self.state = State.from_json(record["state"])
+        return record["metrics_length"]
+
+    def _batch(self) -> Tensor:
+        """The windows of the next step, (sequences, context + 1), on their way to the device."""
+        tokens = self.data.batch(
+            self.config.training.data_seed, self.state.step, self.sequences, self.context
+        )
+        if self.device.type == "cuda":
+            return tokens.pin_memory().to(self.device, non_blocking=True)
+        return tokens
+
+    def _step(self, batch: Tensor) -> Tensor:
+        """One optimizer step; gives the batch of the next."""
+        training, started = self.config.training, time.perf_counter()
+        rate = learning_rate(training, self.state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for tokens in batch.split(self.micro_sequences):
+            with autocast(training.device, training.precision):
+                logits = self.forward(tokens[:, :-1])
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            loss = loss * (self.micro_sequences / self.sequences)
+            loss.backward()
+            total += loss.detach()
+        norm = clip(self.model.parameters(), training.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        batch = self._batch() if self.state.step < self.steps else batch  # while the GPU works
+        self.loss, gradient_norm = torch.stack([total, norm]).tolist()
+        self._account(time.perf_counter() - started, gradient_norm, rate)
+        return batch
+
+    def _account(self, seconds: float, gradient_norm: float, rate: float) -> None:
+        state = self.state
+        state.training_seconds += seconds
+        self.recent.append(seconds)
+        self.unrecorded.append(seconds)
+        reason = state.watch.reason(self.loss, gradient_norm, self.data.vocab_size)
+        if reason or state.step in (1, self.steps) or state.step % self.interval == 0:
+            typical = statistics.median(self.unrecorded)
+            self.unrecorded.clear()
+            state.peak_memory_bytes = max(state.peak_memory_bytes, self.memory.read())
+            self._write("train_loss", self.loss, "nats")
+            self._write("gradient_norm", gradient_norm, "1")
+            self._write("learning_rate", rate, "1")
+            self._write("step_seconds", typical, "s")
+            self._write("tokens_per_second", self.config.training.batch_tokens / typical, "tokens/s")
+            self._write("peak_memory_bytes", state.peak_memory_bytes, "bytes")
+        if reason:
+            raise Diverged(reason)
+
+    def _evaluate_curve(self) -> None:
+        if self.state.step in self.curve and self.state.evaluated < self.state.step:
+            self._evaluate("tune", FINAL_BYTES if self.state.step == self.steps else CURVE_BYTES)
+            self.state.evaluated = self.state.step
+
+    def _evaluate(self, split: str, max_bytes: int) -> None:
+        started = time.perf_counter()
+        training = self.config.training
+        texts = self.data.evaluation(split, self.context, max_bytes=max_bytes)
+        found = evaluate(
+            self.model,
+            texts,
+            sequences=self.micro_sequences,
+            device=training.device,
+            precision=training.precision,
+            between=lambda: self._tell("evaluating"),
+        )
+        self._write("val_loss", found.loss, "nats", split)
+        self._write("val_loss_bits", found.loss_bits, "bits", split)
+        self._write("val_bits_per_byte", found.bits_per_byte, "bits per byte", split)
+        self.state.evaluation_seconds += time.perf_counter() - started
+        if self.state.step == self.steps:
+            self.manifest.values.setdefault("evaluation", {})[split] = {
+                "text_bytes": found.text_bytes,
+                "tokens": found.tokens,
+                "documents": texts.documents,
+            }
+        if not math.isfinite(found.nats):
+            raise Diverged(f"validation loss is {found.loss}")
+
+    def _write(self, name: str, value: float, unit: str, split: str = "train") -> None:
+        step = self.state.step
+        self.metrics.write(
+            name, value, unit, step=step, tokens=step * self.config.training.batch_tokens, split=split
+        )
+
+    def _tell(self, phase: Literal["training", "evaluating"]) -> None:
+        """Report progress, and stop if that is wanted."""
+        try:
+            if self.progress:
+                step = self.state.step
+                each = statistics.fmean(self.recent) if self.recent else math.nan
+                done = sum(point <= step for point in self.curve)
+                evaluations = (len(self.curve) - done) * self.state.evaluation_seconds / max(1, done)
+                speed = self.config.training.batch_tokens / each
+                left = (self.steps - step) * each + evaluations
+                self.progress(Progress(step, self.steps, self.loss, speed, phase, left))
+            if self.stopping():
+                raise Stopped
+        except KeyboardInterrupt as pressed:
+            raise Stopped from pressed
+
+    def _save_if_due(self) -> None:
+        due = time.monotonic() - self.saved_at >= self.config.training.checkpoint_every
+        if due and self.state.step > self.saved_step:
+            self._save()
+
+    def _save(self) -> None:
+        assert self._random_state() == self.random, "a component drew random numbers in training"
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, self.memory.read())
+        with self.memory.set_aside():
+            record = {
+                "run_id": self.folder.id,
+                "metrics_length": self.metrics.flush(),
+                "state": self.state.to_json(),
+            }
+            checkpoint.save_training(self.folder.resume, self.model, self.optimizer, record)
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
+
+    def _random_state(self) -> list[bytes]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return [state.numpy().tobytes() for state in states]
