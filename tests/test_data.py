@@ -25,7 +25,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnbench.config import DataConfig
-from tnbench.data import SPLITS, TokenData, cache_folder, hub, prepare, shipped, splits, store, tokenizers
+from tnbench.data import (
+    SPLITS,
+    TokenData,
+    cache_folder,
+    hub,
+    prepare,
+    progress,
+    shipped,
+    splits,
+    store,
+    tokenizers,
+)
 from tnbench.data.corpora import find_corpus
 from tnbench.data.windows import Split
 from tnbench.errors import RequestError
@@ -86,7 +97,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_shipped_corpus_is_divided_by_document() -> None:
     data = prepare(DataConfig())
     assert sorted(shipped()) == ["state-of-the-union"]
-    summary = data.describe()
+    summary = json.loads(json.dumps(data.describe()))
     assert summary["divided_by"] == "documents"
     assert summary["unused_bytes"] == summary["duplicates_dropped"] == 0
     parts = summary["splits"]
@@ -535,6 +546,28 @@ def test_processes_that_build_at_once_all_succeed(tmp_path: Path, own_cache: Pat
     assert [process.returncode for process in running] == [0, 0]
     assert answers[0] == answers[1]
     assert [entry.name for entry in own_cache.iterdir()] == [answers[0].split()[0]]
+
+
+def test_the_second_to_finish_leaves_the_first_one_s_folder(many: Path, own_cache: Path) -> None:
+    folder = prepare(config(many)).folder
+    before = {path: path.stat().st_ino for path in [folder, *folder.iterdir()]}
+    corpus = find_corpus(str(many))
+    store._build(corpus, corpus.fingerprint(), "bytes", tokenizers.Bytes(), folder, True)
+    assert {path: path.stat().st_ino for path in [folder, *folder.iterdir()]} == before
+    assert list(own_cache.iterdir()) == [folder]
+
+
+def test_a_bar_appears_on_a_terminal_and_only_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    for patience, quiet, shown in ((0.0, False, True), (99.0, False, False), (0.0, True, False)):
+        monkeypatch.setattr(progress, "PATIENCE", patience)
+        with progress.Meter("tokenizing x", 10, quiet=quiet) as meter:
+            meter.advance(5)
+        output = capfd.readouterr()
+        assert output.out == ""
+        assert ("tokenizing x" in output.err) is shown
 
 
 def test_a_cache_that_cannot_be_written(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

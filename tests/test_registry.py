@@ -104,16 +104,12 @@ def compositions() -> dict[str, ModelConfig]:
 # Registration
 
 
-def plain(scale: float = 1.0) -> Any:
-    """A norm that can be registered."""
+class Plain(nn.Module):
+    """A norm that may be registered."""
 
-    class Plain(nn.Module):
-        """Nothing."""
-
-        def __init__(self, width: int, *, eps: float = 1e-6) -> None:
-            super().__init__()
-
-    return Plain
+    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
 
 
 @pytest.fixture
@@ -126,7 +122,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("scratch")
 def test_registered_is_listed_and_configurable():
-    register("norm", "plain")(plain())
+    register("norm", "plain")(Plain)
     assert "plain" in registry.names("norm")
     assert configured(token_norm={"name": "plain", "eps": 0.5}).token_norm.parameters == {"eps": 0.5}
 
@@ -134,11 +130,11 @@ def test_registered_is_listed_and_configurable():
 @pytest.mark.usefixtures("scratch")
 def test_what_may_not_be_registered():
     with pytest.raises(ValueError, match="kind 'nrom' does not exist, did you mean norm"):
-        register("nrom", "plain")(plain())
+        register("nrom", "plain")(Plain)
     with pytest.raises(ValueError, match=r"'srmsnorm' is taken by tnbench\.model\.norms"):
-        register("norm", "srmsnorm")(plain())
+        register("norm", "srmsnorm")(Plain)
     with pytest.raises(ValueError, match="'retention' is a short name"):
-        register("mixer", "retention")(plain())
+        register("mixer", "retention")(Plain)
     with pytest.raises(ValueError, match="'rmsnorm' is taken"):
         alias("norm", "rmsnorm", {"name": "srmsnorm"})
     with pytest.raises(ValueError, match="'mix' is taken"):
@@ -222,7 +218,7 @@ def test_plugins_are_found_and_broken_ones_told_in_one_line(tmp_path: Path):
 
 
 def test_unknown_names_and_kinds():
-    with pytest.raises(RequestError, match="^here: no norm 'srmsnrom', did you mean srmsnorm"):
+    with pytest.raises(RequestError, match=r"^here: no norm 'srmsnrom', did you mean srmsnorm"):
         registry.find("norm", "srmsnrom", "here")
     with pytest.raises(RequestError, match="no kind 'norms': did you mean norm"):
         list(registry.entries("norms"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of random words, about 80 KB, and its token cache beside it."""
+    """A text of random words, about 80 KB."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 9))) for _ in range(300)]
@@ -56,18 +58,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _cache(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _settled_process() -> Iterator[None]:
+    """One thread, and a garbage collector that does not look through torch's imports before every run."""
+    import torch._dynamo
+
     torch.set_num_threads(1)
-    monkeypatch.setenv("TNBENCH_CACHE", str(corpus.parent / "cache"))
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tiny(corpus: Path, **training: Any) -> RunConfig:
     return resolve(TINY, {"data.corpus": str(corpus)}, {f"training.{k}": v for k, v in training.items()})
 
 
-@pytest.fixture
-def data(corpus: Path, _cache: None) -> TokenData:
+@pytest.fixture(scope="module")
+def data(corpus: Path) -> TokenData:
     return prepare(tiny(corpus).data, quiet=True)
 
 
@@ -92,16 +100,10 @@ def manifest(folder: RunFolder) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def whole(corpus: Path, data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The uninterrupted run that resumed ones have to equal."""
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TNBENCH_CACHE", str(corpus.parent / "cache"))
-        config = tiny(corpus)
-        assert (
-            run(config, folder, prepare(config.data, quiet=True), attributes={"variant": "base"})
-            == "finished"
-        )
+    assert run(tiny(corpus), folder, data, attributes={"variant": "base"}) == "finished"
     return folder
 
 
@@ -323,7 +325,7 @@ def test_resumed_equals_uninterrupted(
     folder, watcher = RunFolder(tmp_path / "run"), Watcher(step, phase)
     assert run(tiny(corpus), folder, data, progress=watcher.progress, stop=watcher.stop) == "interrupted"
     record = manifest(folder)
-    assert (record["outcome"], record["stopped_step"]) == (None, step)
+    assert (record["outcome"], record["ended"], record["stopped_step"]) == (None, None, step)
     assert folder.resume.exists()
     assert run(tiny(corpus), folder, data) == "finished"
     assert same_run(folder, whole)
@@ -477,7 +479,7 @@ def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()

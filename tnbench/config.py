@@ -274,6 +274,7 @@ class RunConfig(Strict):
         dump = self.model_dump(mode="json")
         for label in LABELS:
             del dump["model"][label]
+        dump["data"] = {"context": self.data.context}  # the text and its tokens enter by their hash
         del dump["training"]["checkpoint_every"]
         del dump["training"]["tokens"]
         dump["training"]["steps"] = self.training.total_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -271,13 +271,13 @@ def load_suite(
             key = _data_key(config)
             if key not in data:
                 data[key] = prepare(config.data, quiet=quiet)
-            data[key].check_length(config.data.context)
+            data[key].check_length(config.data.context)  # variants may differ in it
             variants.append(_measured(variant, flatten(diffs[variant]), config, data[key].vocab_size))
         except RequestError as error:
             if settings and not diffs[variant] and _valid(file.base):
                 where = "--set"
             raise RequestError(f"{where}: {error}") from error
-    _refuse_duplicates(variants, at)
+    _refuse_duplicates(variants, data, at)
     order = list(diffs)
     variants.sort(key=lambda variant: order.index(variant.name))
     base = next(variant.name for variant in variants if not variant.diff)
@@ -306,10 +306,10 @@ def _measured(name: str, diff: dict[str, Any], config: RunConfig, vocab_size: in
     )
 
 
-def _refuse_duplicates(variants: list[Variant], at: Any) -> None:
+def _refuse_duplicates(variants: list[Variant], data: dict[str, TokenData], at: Callable[[str], str]) -> None:
     seen: dict[str, str] = {}
     for variant in variants:
-        identity = digest(variant.config.identity(), 64)
+        identity = run_id(variant.config, data[_data_key(variant.config)].hash, "")
         if identity in seen:
             raise RequestError(
                 f"{at(f'variants.{variant.name}')}: the same configuration as variant {seen[identity]!r};"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tnbench.records import write_atomic
 from tnbench.report import html, plots, tables
-from tnbench.report.results import CURVE_COLUMNS, METRICS, OUTCOMES, RUN_COLUMNS, SuiteResults, summarise
+from tnbench.report.results import CURVE_COLUMNS, METRICS, OUTCOMES, RUN_COLUMNS, SuiteResults
 from tnbench.report.tables import terminal_table
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "OUTCOMES",
     "RUN_COLUMNS",
     "SuiteResults",
-    "summarise",
     "terminal_table",
     "write_reports",
 ]

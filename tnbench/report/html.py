@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from tnbench.report import plots, tables, words
-from tnbench.report.results import OUTCOMES, SuiteResults, VariantSummary, summarise
+from tnbench.report.results import OUTCOMES, SuiteResults, VariantSummary
 from tnbench.report.tables import Cell, Column
 
 
@@ -33,7 +33,7 @@ def page(results: SuiteResults, figure: Figure) -> str:
     return environment.get_template("template.html.j2").render(
         results=results,
         finished=finished,
-        readings=[(one.variant, reading(results, one)) for one in summarise(results)],
+        readings=[(one.variant, reading(results, one)) for one in results.summaries],
         figure=plots.inline_svg(figure),
         caption=tables.caption(results),
         columns=tables.columns(results),

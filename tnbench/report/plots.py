@@ -19,12 +19,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 
 from tnbench.report import words
-from tnbench.report.results import Frame, SuiteResults, VariantSummary, summarise
+from tnbench.report.results import Frame, SuiteResults, VariantSummary
 from tnbench.statistics import t_bounds
 
 INK = "#1a1a1a"
@@ -89,7 +90,7 @@ def drawn(results: SuiteResults) -> Frame:
     curves = curves[np.isfinite(curves["value"].astype(float))]
 
     parts: list[pd.DataFrame] = []
-    for one in summarise(results):
+    for one in results.summaries:
         mine = curves[curves["variant"] == one.variant]
         seeds = mine[["seed", "outcome", "tokens", "value"]].assign(panel=CURVES, kind="seed")
         mean = _mean_curve(mine[mine["outcome"] == "finished"], results.alpha)
@@ -120,7 +121,7 @@ def curves(results: SuiteResults) -> tuple[Figure, Frame]:
     """
     table = drawn(results)
     names = {variant: _elided(variant) for variant in results.variants}
-    rows = {one.variant: _row(one, names[one.variant]) for one in summarise(results)}
+    rows = {one.variant: _row(one, names[one.variant]) for one in results.summaries}
     with _style():
         height = max(2.5, 0.95 + 0.19 * len(names))
         figure = Figure(figsize=(WIDTH, height))
@@ -140,13 +141,15 @@ def curves(results: SuiteResults) -> tuple[Figure, Frame]:
 
 
 def _footnote(results: SuiteResults) -> str:
-    n = sorted({one.metric.n for one in summarise(results)} - {0}) or [0]
-    seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-    unfinished = "; ×: did not finish" if (results.runs["outcome"] != "finished").any() else ""
-    return (
-        f"Thick lines and points: mean over finished runs ({seeds} seeds), bands and bars: "
-        f"{results.coverage} t interval; thin lines and ticks: single runs{unfinished}."
-    )
+    n = sorted({one.metric.n for one in results.summaries} - {0})
+    parts = ["thin lines and ticks: single runs"]
+    if n:
+        seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+        parts.insert(0, f"Thick lines and points: mean over finished runs ({seeds} seeds)")
+        parts.insert(1, f"bands and bars: {results.coverage} t interval")
+    if (results.runs["outcome"] != "finished").any():
+        parts.append("×: did not finish")
+    return "; ".join(parts) + "."
 
 
 def _draw_curves(axes: Axes, results: SuiteResults, table: Frame, names: dict[str, str]) -> None:
@@ -175,7 +178,7 @@ def _draw_curves(axes: Axes, results: SuiteResults, table: Frame, names: dict[st
             if run["outcome"].iloc[-1] != "finished":
                 stops.append((run["tokens"].iloc[-1], run["value"].iloc[-1], look["color"]))
         if len(mean):
-            axes.plot(mean["tokens"], mean["value"], **line)
+            axes.plot(mean["tokens"], mean["value"], marker="." if len(mean) == 1 else "", **line)
             axes.fill_between(
                 mean["tokens"], mean["low"], mean["high"], color=look["color"], alpha=0.13, linewidth=0
             )
@@ -244,6 +247,7 @@ def _draw_final(axes: Axes, results: SuiteResults, table: Frame, rows: dict[str,
     if table.empty:
         axes.set(xticks=[])
     beside = {"transform": axes.get_yaxis_transform(), "va": "center_baseline", "parse_math": False}
+    below = axes.transData + ScaledTranslation(0, -4.5 / 72, axes.figure.dpi_scale_trans)
     axes.annotate(_head(results), (1, 1), (5, 6), xycoords="axes fraction", textcoords="offset points")
     for height, (variant, look) in enumerate(looks(results).items()):
         mine = table[table["variant"] == variant]
@@ -251,7 +255,7 @@ def _draw_final(axes: Axes, results: SuiteResults, table: Frame, rows: dict[str,
         axes.text(-0.04, height, rows[variant]["name"], ha="right", **beside)
         axes.text(1.04, height, rows[variant]["text"], alpha=0.7 if mean.empty else 1, **beside)
         single = {"color": look["color"], "markersize": 3.5, "alpha": 0.8}
-        axes.plot(seeds["value"], [height + 0.24] * len(seeds), "|", **single)
+        axes.plot(seeds["value"], [height] * len(seeds), "|", transform=below, **single)
         for point in mean.itertuples():
             axes.plot([point.low, point.high], [height, height], color=look["color"], linewidth=1.1)
             axes.plot(point.value, height, marker=look["marker"], color=look["color"], markersize=4)
@@ -267,7 +271,7 @@ def _row(one: VariantSummary, name: str) -> dict[str, str]:
     """What stands beside a variant's final values: its name, and its difference or why it has none."""
     finished, _, lost = words.outcomes(one.outcomes).partition(", ")
     if one.metric.n == 0:
-        return {"name": name, "text": lost or "no run"}
+        return {"name": name, "text": _elided(lost or "no run", longest=32)}
     name += f" ({finished})" if lost else ""
     if one.difference is None:
         return {"name": name, "text": "base"}
@@ -282,8 +286,8 @@ def _elided(name: str, longest: int = 24) -> str:
 
 
 def _inches(text: str) -> float:
-    path = TextPath((0, 0), text.replace("$", "S"), size=FONT, prop=FontProperties(family="DejaVu Sans"))
-    return path.get_extents().x1 / 72 if text.strip() else 0.0
+    font = FontProperties(family=STYLE["font.family"], size=FONT)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
 def save(figure: Figure, format: str, **options) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,11 @@ class SuiteResults:
         """A Series: the metric of the finished runs of a variant, indexed by seed."""
         return self.finished(variant).set_index("seed")[self.metric].astype(float)
 
+    @cached_property
+    def summaries(self) -> list[VariantSummary]:
+        """One summary per variant, the base first."""
+        return _summarise(self)
+
 
 @dataclass(frozen=True)
 class VariantSummary:
@@ -157,8 +163,7 @@ class VariantSummary:
         return self.outcomes.total()
 
 
-def summarise(results: SuiteResults) -> list[VariantSummary]:
-    """One summary per variant, the base first."""
+def _summarise(results: SuiteResults) -> list[VariantSummary]:
     base = results.values(results.base)
     base_speed = _median(results.finished(results.base)["tokens_per_second"])
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.report import words
-from tnbench.report.results import OUTCOMES, RUN_COLUMNS, Frame, SuiteResults, VariantSummary, summarise
+from tnbench.report.results import OUTCOMES, RUN_COLUMNS, Frame, SuiteResults, VariantSummary
 
 COUNTS = (
     *("seed", "stopped_step", "steps", "tokens", "attempts", "peak_memory_bytes", "state_size"),
@@ -83,7 +83,7 @@ def summary(results: SuiteResults) -> pd.DataFrame:
             "peak_memory_bytes": one.peak_memory_bytes,
         }
 
-    frame = pd.DataFrame([row(one) for one in summarise(results)])
+    frame = pd.DataFrame([row(one) for one in results.summaries])
     return _whole_numbers(frame.astype({"difference_pairs": "Int64"}))
 
 
@@ -125,7 +125,7 @@ def cells(results: SuiteResults) -> list[list[Cell]]:
             Cell(words.memory(one.peak_memory_bytes), one.peak_memory_bytes),
         ]
 
-    return [row(one) for one in summarise(results)]
+    return [row(one) for one in results.summaries]
 
 
 def caption(results: SuiteResults) -> str:
@@ -196,7 +196,8 @@ TEX = {
 
 def escape_tex(text: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return "".join(TEX.get(character, character) for character in " ".join(text.split()))
+    escaped = "".join(TEX.get(character, character) for character in " ".join(text.split()))
+    return escaped.replace(r" \%", r"~\%")
 
 
 def latex(results: SuiteResults) -> str:

@@ -86,7 +86,8 @@ class Manifest:
 
     def end(self, outcome: str, reason: str | None = None, trace: str | None = None) -> None:
         """Write how the run ended. An interrupted run has not ended: its outcome stays open."""
-        self.values.update(outcome=None if outcome == "interrupted" else outcome, reason=reason, ended=now())
+        if outcome != "interrupted":
+            self.values.update(outcome=outcome, reason=reason, ended=now())
         if trace is not None:
             self.values["traceback"] = trace
         self.write()
