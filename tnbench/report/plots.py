@@ -158,7 +158,7 @@ def _draw_curves(axes: Axes, results: SuiteResults, table: Frame, names: dict[st
     axes.set_xlabel("training tokens")
     axes.set_ylabel(f"{metric.label} ({metric.unit})")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(_ticks(axes, 5))
     if table.empty:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no value recorded", ha="center", va="center", transform=axes.transAxes)
@@ -190,6 +190,11 @@ def _draw_curves(axes: Axes, results: SuiteResults, table: Frame, names: dict[st
     for tokens, value, color in stops:
         axes.plot(tokens, np.clip(value, *axes.get_ylim()), "x", color=color, markersize=4, clip_on=False)
     _label_ends(axes, ends, names, looks(results))
+
+
+def _ticks(axes: Axes, most: int) -> MaxNLocator:
+    inches = axes.get_window_extent().width / axes.figure.dpi
+    return MaxNLocator(max(1, min(most, int(inches / 0.4))))
 
 
 def _heights(table: Frame) -> tuple[float, float]:
@@ -238,12 +243,12 @@ def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
 
 def _draw_final(axes: Axes, results: SuiteResults, table: Frame, rows: dict[str, dict[str, str]]) -> None:
     metric = results.measured
-    axes.set_title("b  at the end", loc="left", fontweight="bold")
+    axes.set_title("b  final", loc="left", fontweight="bold")
     axes.set_xlabel(f"{metric.label} ({metric.unit})")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set(yticks=[])
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_locator(_ticks(axes, 3))
     if table.empty:
         axes.set(xticks=[])
     beside = {"transform": axes.get_yaxis_transform(), "va": "center_baseline", "parse_math": False}
@@ -271,7 +276,7 @@ def _row(one: VariantSummary, name: str) -> dict[str, str]:
     """What stands beside a variant's final values: its name, and its difference or why it has none."""
     finished, _, lost = words.outcomes(one.outcomes).partition(", ")
     if one.metric.n == 0:
-        return {"name": name, "text": _elided(lost or "no run", longest=32)}
+        return {"name": name, "text": _elided(lost or "no run", longest=27)}
     name += f" ({finished})" if lost else ""
     if one.difference is None:
         return {"name": name, "text": "base"}
@@ -281,7 +286,7 @@ def _row(one: VariantSummary, name: str) -> dict[str, str]:
     }
 
 
-def _elided(name: str, longest: int = 24) -> str:
+def _elided(name: str, longest: int = 20) -> str:
     return name if len(name) <= longest else f"{name[: longest - 9]}…{name[-8:]}"
 
 

@@ -35,7 +35,7 @@ from tnbench.training.state import State
 
 POINTS = 200
 """The training curve has about 100 to 200 points."""
-CURVE_BYTES, FINAL_BYTES = 128 << 10, 4 << 20
+CURVE_BYTES, FINAL_BYTES = 64 << 10, 4 << 20
 """At most so much text is read for a point of the validation curve, and for the figures at the end."""
 
 
@@ -208,7 +208,7 @@ class Trainer:
 
     def _evaluate_curve(self) -> None:
         if self.state.step in self.curve and self.state.evaluated < self.state.step:
-            self._evaluate("tune", FINAL_BYTES if self.state.step == self.steps else CURVE_BYTES)
+            self._evaluate("tune", CURVE_BYTES)
             self.state.evaluated = self.state.step
 
     def _evaluate(self, split: str, max_bytes: int) -> None:
