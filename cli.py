@@ -103,7 +103,7 @@ def list_(
 
 @app.command()
 def ablate(
-    suite: Annotated[str, typer.Argument(help="A shipped suite (tnbench list suite) or a YAML file.")],
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite (tnbench list suite) or a YAML file.")],
     plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost; run nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show where its runs stand; run nothing.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Rewrite the reports from the records; run nothing.")] = False,

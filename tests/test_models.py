@@ -259,6 +259,8 @@ def test_seeds_decide_the_weights():
     for name, value in first.items():
         assert torch.equal(value, again[name])
         assert not torch.equal(value, other[name])
+        alike = [n for n, v in first.items() if v.shape == value.shape and torch.equal(v, value)]
+        assert alike == [name]
     # What two variants have in common starts alike, whatever else they have.
     for diff in ({"token_norm": "layernorm"}, {"gate": True}, {"channel": "ffn"}, {"layers": 3}):
         variant = weights(0, **diff)

@@ -281,7 +281,8 @@ def test_gated_linear_attention_by_hand(gate: bool, scope: Any):
     """φ on q and k alone; the norm over all heads' channels or each head's; u as it is; chunks q, k, v, u."""
     decay = decays.FixedDecay(HEADS, 0, 1, value=[0.5, 0.9])
     parts = Parts(decay=decay, feature_map=feature_maps.Swish(), inner_norm=norms.SRMSNorm, gate=gate)
-    mixer, x, (q, k, v, *u) = draw(mixers.GatedLinearAttention(WIDTH, HEADS, parts, norm_scope=scope))
+    by_head: dict[str, Any] = {"norm_scope": scope} if scope == "head" else {}
+    mixer, x, (q, k, v, *u) = draw(mixers.GatedLinearAttention(WIDTH, HEADS, parts, **by_head))
     out = summed(silu(q), silu(k), v, torch.tensor([0.5, 0.9], dtype=torch.float64))
     out = rms(out.flatten(1)) if scope == "all" else rms(out).flatten(1)
     if gate:

@@ -75,16 +75,20 @@ def legal(shape: int = 0, **parts: Any) -> ModelConfig | None:
 
 @cache
 def compositions() -> dict[str, ModelConfig]:
-    """Every mixer with every position and decay, every part and variant of a part once with every mixer."""
+    """Every mixer with every position and decay, every part and variant of a part once with every mixer.
+
+    What stands beside a mixer, channel mixers and the norms in front, comes once, with the first of them.
+    """
     found: dict[str, ModelConfig] = {}
 
-    def add(**parts: Any) -> None:
+    def add(**parts: Any) -> bool:
         config = legal(len(found), **parts)
         if config is not None:
             words = (
                 "/".join(map(str, p.values())) if isinstance(p, dict) else str(p) for p in parts.values()
             )
             found[" ".join(words)] = config
+        return config is not None
 
     mixers = list(registry.entries("mixer"))
     for mixer, position, decay in itertools.product(mixers, *map(registry.entries, ("position", "decay"))):
@@ -93,11 +97,15 @@ def compositions() -> dict[str, ModelConfig]:
         for own in variants(mixer):
             add(mixer=own)
             add(mixer=own, gate=True, inner_norm="layernorm")
+            add(mixer=own, inner_norm="rmsnorm")
         for part, kind in KIND_OF.items():
             paired = part in ("position", "decay")  # with their defaults, these are in the product above
             for entry in registry.entries(kind):
                 for spec in variants(entry)[paired:]:
-                    add(mixer=mixer.name, **{part: spec})
+                    any(add(mixer=own, **{part: spec}) for own in variants(mixer))
+    for key, kind in (("channel", "channel"), ("norm", "norm")):
+        for spec in (spec for entry in registry.entries(kind) for spec in variants(entry)):
+            add(mixer=mixers[0].name, **{key: spec})
     return found
 
 

@@ -101,8 +101,8 @@ def data_table(description: dict[str, Any]) -> Table:
     """A corpus as a table: its splits, and the facts about it."""
     splits = description.get("splits", {})
     columns = list(next(iter(splits.values()), {}))
-    facts = {key: value for key, value in description.items() if not isinstance(value, dict | list)}
-    caption = "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())
+    facts = {key: value for key, value in description.items() if key != "splits"}
+    caption = "\n".join(f"{key.replace('_', ' ')}: {_fact(value)}" for key, value in facts.items())
     table = Table(caption=_plain(caption), caption_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("split")
     for column in columns:
@@ -110,6 +110,12 @@ def data_table(description: dict[str, Any]) -> Table:
     for name, values in splits.items():
         table.add_row(name, *(_cell(values[column]) for column in columns))
     return table
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {inner}" for key, inner in value.items())
+    return str(value)
 
 
 def _cell(value: Any) -> str:

@@ -73,6 +73,11 @@ def _component(kind: str) -> Any:
         value = registry.canonical(kind, dict(value))
         entry = registry.find(kind, value["name"])
         given = {key: item for key, item in value.items() if key != "name"}
+        known = entry.parameters.model_fields
+        for key in given:
+            if key not in known:
+                rest = nearest(str(key), known) if known else "it takes none"
+                raise RequestError(f"{kind} {entry.name} has no parameter {key!r}, {rest}")
         checked = check(entry.parameters, given, f"{kind} {entry.name}")
         return {"name": entry.name, **checked.model_dump(mode="json")}
 
@@ -309,7 +314,8 @@ def check(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    first = error.errors()[0]
+    # an unknown key first: it is often why another is missing
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     raised = (first.get("ctx") or {}).get("error")
     if isinstance(raised, RequestError):
         path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
@@ -320,16 +326,17 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     for part in first["loc"]:  # beyond the fields, pydantic adds list positions and members of a union
         parts.append(str(part))
         field = owner.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = field and field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
-        owner = field.annotation
+        owner = inner
     path = _join(where, ".".join(parts))
     if first["type"] == "extra_forbidden":
         return f"unknown key {path}, {nearest(parts[-1], owner.model_fields)}"
     if first["type"] == "missing":
         return f"{path} is missing"
     if first["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        known = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
         return f"{path} = {_short(first['input'])}: known: {', '.join(known)}"
     return f"{path} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
 

@@ -97,7 +97,7 @@ def execute(
     waiting = [run for run in ledger.planned if run.folder.id not in ledger.outcomes]
     if not waiting:
         return ledger
-    stop = SPAWN.Event()
+    stop = SPAWN.RawValue("b", 0)  # no lock: one that is held by a killed worker would stop the others
     device = suite.variants[0].config.training.device
     count = min(workers or default_workers(suite, len(waiting)), len(waiting))
 
@@ -115,7 +115,7 @@ def execute(
                         ledger.running[run.folder.id] = None
                         worker.start(_task(suite, run, keep_weights))
                 for worker in list(crew):
-                    if worker.task and not worker.process.is_alive() and not worker.connection.poll():
+                    if worker.task and worker.silent:
                         _bury(worker, ledger)
                         crew.remove(worker)
                         if waiting:
@@ -152,7 +152,8 @@ def _listen(crew: list[Worker], ledger: Ledger) -> None:
             try:
                 kind, content = worker.connection.recv()
             except (EOFError, OSError):
-                break  # it has died: its exit status is looked at next
+                worker.silent = True
+                break
             run_id = worker.task.folder.id
             if kind == "progress":
                 ledger.first_steps.setdefault(run_id, content.step - 1)
@@ -185,10 +186,10 @@ def _bury(worker: Worker, ledger: Ledger) -> None:
 
 def _wind_down(crew: list[Worker], stop: Any, ledger: Ledger, watch: Callable[[Ledger], None]) -> None:
     """Ask the workers for a checkpoint; a second Ctrl-C does not wait for it."""
-    stop.set()
+    stop.value = 1
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
-        while any(worker.task and worker.process.is_alive() for worker in crew):
+        while any(worker.task and not worker.silent for worker in crew):
             if time.monotonic() > deadline:
                 break
             _listen(crew, ledger)

@@ -40,7 +40,7 @@ class Seeds(Strict):
     @model_validator(mode="after")
     def _distinct(self) -> Seeds:
         if len(set(self.report)) < len(self.report):
-            raise RequestError("seeds: a seed is listed twice")
+            raise RequestError("a seed is listed twice")
         return self
 
 

@@ -2,7 +2,7 @@
 
 The parent sends a `Task` through a pipe; the worker answers with ("progress", Progress) while it trains and
 with ("done", outcome) at the end. Ctrl-C reaches the parent alone, which asks the workers to stop at the
-next step by setting an event; they write a checkpoint first.
+next step by setting a flag; they write a checkpoint first.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Worker:
         theirs.close()
         self.device_index = device_index
         self.task: Task | None = None
+        self.silent = False
+        """Whether the process has closed its end of the pipe, which it does by dying only."""
 
     def start(self, task: Task) -> None:
         """Hand over a run."""
@@ -93,7 +95,7 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
                 task.folder,
                 prepare(task.config.data, quiet=True),
                 progress=lambda progress: connection.send(("progress", progress)),
-                stop=stop.is_set,
+                stop=lambda: bool(stop.value),
                 attributes=task.attributes,
                 keep_weights=task.keep_weights,
             )

@@ -43,16 +43,19 @@ def check_composition(config: ModelConfig) -> None:
     """
     present = _present(config)
     mixers: dict[str, type[TokenMixer]] = {spec.name: _mixer_class(spec) for spec in config.mixer}
+    refused: dict[str, str] = {}
     for part in PARTS:
         reasons = [_mixer_class(spec).refusals(**spec.parameters).get(part) for spec in config.mixer]
         if present[part] and all(reasons):
-            name, reason = config.mixer[0].name, reasons[0]
-            off = "false" if part == "gate" else "none"
-            value = "true" if part == "gate" else getattr(config, part).name
-            raise RequestError(
-                f"model.{part} = {value} does not go with mixer {name}: {reason}; set model.{part}={off}"
-                f" or another model.mixer"
-            )
+            refused[part] = str(reasons[0])
+    if refused:
+        part, reason = next(iter(refused.items()))
+        value = "true" if part == "gate" else getattr(config, part).name
+        cure = ", ".join(f"model.{name}={'false' if name == 'gate' else 'none'}" for name in refused)
+        raise RequestError(
+            f"model.{part} = {value} does not go with mixer {config.mixer[0].name}: {reason}; set {cure},"
+            f" or another model.mixer"
+        )
     for name, cls in mixers.items():
         feature_map: type[FeatureMap] = registry.find("feature_map", config.feature_map.name).target  # type: ignore[assignment]
         if cls.needs_positive and not feature_map.positive:
