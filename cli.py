@@ -46,19 +46,25 @@ class Keep(StrEnum):
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration key, e.g. model.size=1m. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a configuration key, e.g. model.size=1m. Repeatable."
+    ),
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results are written.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
 KeepOption = Annotated[Keep, typer.Option("--keep", help="What to keep of finished runs beside the records.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-TokenizerOption = Annotated[str, typer.Option("--tokenizer", help="bytes, bpe-N, a tokenizer folder or hf:NAME.")]
+TokenizerOption = Annotated[
+    str, typer.Option("--tokenizer", help="bytes, bpe-N, a tokenizer folder or hf:NAME.")
+]
 FieldOption = Annotated[str, typer.Option("--text-field", help="The JSONL field that holds the text.")]
 
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the line).")] = False,
 ) -> None:
     if version:
@@ -74,7 +80,7 @@ def _console() -> Any:
 
 
 def _settings(settings: list[str] | None) -> dict[str, Any]:
-    from tnbench.config import parse_setting
+    from tnbench.resolution import parse_setting
 
     parsed: dict[str, Any] = {}
     for text in settings or []:
@@ -103,10 +109,14 @@ def list_(
 
 @app.command()
 def ablate(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite (tnbench list suite) or a YAML file.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A shipped suite (tnbench list suite) or a YAML file.")
+    ],
     plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost; run nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show where its runs stand; run nothing.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Rewrite the reports from the records; run nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Rewrite the reports from the records; run nothing.")
+    ] = False,
     settings: SetOption = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Use seeds 0 … N-1.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Runs at a time.")] = None,
@@ -163,7 +173,9 @@ def train(
 
 @data_app.command("prepare")
 def data_prepare(
-    corpus: Annotated[str, typer.Argument(help="A shipped corpus, a file or folder, or hf:REPOSITORY[:CONFIG].")],
+    corpus: Annotated[
+        str, typer.Argument(help="A shipped corpus, a file or folder, or hf:REPOSITORY[:CONFIG].")
+    ],
     tokenizer: TokenizerOption = "bytes",
     text_field: FieldOption = "text",
     as_json: JsonOption = False,

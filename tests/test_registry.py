@@ -22,11 +22,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from tnbench import registry
-from tnbench.config import ModelConfig, resolve
+from tnbench.config import ModelConfig
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel, check_composition
 from tnbench.model.mixers.base import PARTS
 from tnbench.registry import Entry, alias, register
+from tnbench.resolution import resolve
 
 torch.set_num_threads(1)
 
@@ -184,7 +185,7 @@ USE = """
 import sys
 import torch
 from tnbench import registry
-from tnbench.config import resolve
+from tnbench.resolution import resolve
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tnbench.config import RunConfig, resolve
+from tnbench.config import RunConfig
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, read_metrics
+from tnbench.resolution import resolve
 from tnbench.training import checkpoint
 from tnbench.training.evaluate import evaluate
 from tnbench.training.loop import Progress, run

@@ -45,7 +45,8 @@ def _rows(kind: str) -> list[dict[str, Any]]:
         ]
     if kind == "suite":
         return [
-            {"name": name, "summary": _suite_title(path), "path": str(path)} for name, path in shipped_suites().items()
+            {"name": name, "summary": _suite_title(path), "path": str(path)}
+            for name, path in shipped_suites().items()
         ]
     if kind == "operator":
         summary = "decayed causal linear attention: " + ", ".join(IMPLEMENTATIONS)
@@ -54,14 +55,16 @@ def _rows(kind: str) -> list[dict[str, Any]]:
         {
             "name": entry.name,
             "summary": entry.summary,
-            "parameters": {k: v for k, v in entry.defaults().items()},
+            "parameters": entry.defaults(),
             "reference": entry.reference,
         }
         for entry in registry.entries(kind)
     ]
     for name, target in registry.aliases(kind).items():
         settings = ", ".join(f"{key} = {value}" for key, value in target.items() if key != "name")
-        rows.append({"name": name, "summary": f"short for {target['name']} with {settings}", "alias_of": target})
+        rows.append(
+            {"name": name, "summary": f"short for {target['name']} with {settings}", "alias_of": target}
+        )
     return rows
 
 
@@ -76,7 +79,9 @@ def tables(kind: str | None = None) -> list[Table]:
     made = []
     for name, rows in listing(kind).items():
         title = {**registry.KINDS, **OTHER}[name]
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+        )
         table.add_column(no_wrap=True, style="cyan")
         table.add_column()
         for row in rows:
@@ -103,7 +108,9 @@ def data_table(description: dict[str, Any]) -> Table:
     columns = list(next(iter(splits.values()), {}))
     facts = {key: value for key, value in description.items() if key != "splits"}
     caption = "\n".join(f"{key.replace('_', ' ')}: {_fact(value)}" for key, value in facts.items())
-    table = Table(caption=_plain(caption), caption_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        caption=_plain(caption), caption_justify="left", box=None, header_style="bold", pad_edge=False
+    )
     table.add_column("split")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -119,4 +126,6 @@ def _fact(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    )

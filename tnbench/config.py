@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -38,13 +37,11 @@ LABELS = ("preset", "size", "convention")
 class Strict(BaseModel):
     """A frozen part of the configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Component(BaseModel):
-    """A registered component by name, with its parameters beside it: `{name: official, temperature: true}`."""
+    """A registered component by name, its parameters beside it: `{name: official, temperature: true}`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -58,8 +55,8 @@ class Component(BaseModel):
         return hash(canonical_json(self.model_dump(mode="json")))
 
 
-def _component(kind: str) -> Any:
-    """The field type of a component: a name, or `{name: ..., parameter: ...}`, checked against the registry."""
+def _registered(kind: str) -> BeforeValidator:
+    """Reads a component, a name or `{name: ..., parameter: ...}`, and checks it against the registry."""
 
     def parse(value: Any) -> dict[str, Any]:
         if isinstance(value, Component):
@@ -69,7 +66,7 @@ def _component(kind: str) -> Any:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise RequestError(f"expected a name or {{name: …}}, got {_short(value)}")
+            raise RequestError(f"expected a name or {{name: …}}, got {shortened(value)}")
         value = registry.canonical(kind, dict(value))
         entry = registry.find(kind, value["name"])
         given = {key: item for key, item in value.items() if key != "name"}
@@ -81,7 +78,7 @@ def _component(kind: str) -> Any:
         checked = check(entry.parameters, given, f"{kind} {entry.name}")
         return {"name": entry.name, **checked.model_dump(mode="json")}
 
-    return Annotated[Component, BeforeValidator(parse)]
+    return BeforeValidator(parse)
 
 
 def _mixers(value: Any) -> Any:
@@ -108,25 +105,25 @@ class ModelConfig(Strict):
     """Attention heads H; the head dim is width / heads."""
     channel_width: PositiveInt
     """Inner dimension of the channel mixer."""
-    mixer: Annotated[tuple[_component("mixer"), ...], BeforeValidator(_mixers)]
+    mixer: Annotated[tuple[Annotated[Component, _registered("mixer")], ...], BeforeValidator(_mixers)]
     """Token mixer; a list splits the layers, from the bottom, into as many spans of equal length."""
-    position: _component("position")
+    position: Annotated[Component, _registered("position")]
     """How order enters, apart from decay."""
-    decay: _component("decay")
+    decay: Annotated[Component, _registered("decay")]
     """The factor λ per head and layer."""
-    feature_map: _component("feature_map")
+    feature_map: Annotated[Component, _registered("feature_map")]
     """φ on queries and keys."""
     gate: bool
     """Whether the token mixer's output is multiplied by a linear gate U."""
-    token_norm: _component("norm")
+    token_norm: Annotated[Component, _registered("norm")]
     """Norm in front of the token mixer."""
-    channel_norm: _component("norm")
+    channel_norm: Annotated[Component, _registered("norm")]
     """Norm in front of the channel mixer."""
-    inner_norm: _component("norm")
+    inner_norm: Annotated[Component, _registered("norm")]
     """Norm on the output of linear attention."""
-    final_norm: _component("norm")
+    final_norm: Annotated[Component, _registered("norm")]
     """Norm in front of the output layer."""
-    channel: _component("channel")
+    channel: Annotated[Component, _registered("channel")]
     """Channel mixer."""
     implementation: Literal["auto", "quadratic", "chunked", "recurrent", "original"] = "auto"
     """How the linear-attention operator is computed."""
@@ -146,7 +143,8 @@ class ModelConfig(Strict):
             )
         if len(self.mixer) > self.layers:
             raise RequestError(
-                f"model.mixer lists {len(self.mixer)} mixers for {self.layers} layers; list at most {self.layers}"
+                f"model.mixer lists {len(self.mixer)} mixers for {self.layers} layers; "
+                f"list at most {self.layers}"
             )
         return self
 
@@ -194,7 +192,9 @@ class TrainingConfig(Strict):
     """Tokens per forward and backward pass; less than `batch_tokens` accumulates gradients."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate."""
-    schedule: _component("schedule") = Field(default=cast(Component, "wsd"), validate_default=True)
+    schedule: Annotated[Component, _registered("schedule")] = Field(
+        default=cast(Component, "wsd"), validate_default=True
+    )
     """Shape of the learning rate after the warm-up."""
     warmup: NonNegativeFloat = 0.05
     """Warm-up: a fraction of the steps if below 1, else a number of steps."""
@@ -279,6 +279,9 @@ class RunConfig(Strict):
         dump = self.model_dump(mode="json")
         for label in LABELS:
             del dump["model"][label]
+        dump["model"]["mixer"] = [
+            self.model.mixer_of(layer).model_dump(mode="json") for layer in range(self.model.layers)
+        ]
         dump["data"] = {"context": self.data.context}  # the text and its tokens enter by their hash
         del dump["training"]["checkpoint_every"]
         del dump["training"]["tokens"]
@@ -320,7 +323,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     if isinstance(raised, RequestError):
         path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         text = str(raised)
-        return text if not path or text.startswith(("model.", "training", "data.")) else f"{_join(where, path)}: {text}"
+        return (
+            text
+            if not path or text.startswith(("model.", "training", "data."))
+            else f"{_join(where, path)}: {text}"
+        )
     parts: list[str] = []
     owner: Any = model
     for part in first["loc"]:  # beyond the fields, pydantic adds list positions and members of a union
@@ -337,167 +344,15 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
         return f"{path} is missing"
     if first["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
-        return f"{path} = {_short(first['input'])}: known: {', '.join(known)}"
-    return f"{path} = {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"{path} = {shortened(first['input'])}: known: {', '.join(known)}"
+    return f"{path} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _join(where: str, path: str) -> str:
     return f"{where}.{path}" if where and path else where or path
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as it is quoted in a message, at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested and dotted mappings as one mapping of dotted keys: `{a: {b: 1}, c.d: 2}` -> `{a.b: 1, c.d: 2}`.
-
-    Raises:
-        RequestError: a key that is no text, or one key given twice.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if not isinstance(key, str) or not all(word and word.isprintable() for word in key.split(".")):
-            raise RequestError(f"{key!r} is no key; keys are words joined by dots, such as model.decay")
-        name = prefix + key
-        items = flatten(value, name + ".") if isinstance(value, Mapping) and value else {name: value}
-        for item, inner in items.items():
-            if item in flat:
-                raise RequestError(f"{item} is given twice")
-            flat[item] = inner
-    return flat
-
-
-_INTEGER = re.compile(r"[-+]?[0-9]{1,100}(_[0-9]{1,100})*", re.ASCII)
-_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", re.ASCII)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`key=value` from the command line; the value is read as YAML.
-
-    Raises:
-        RequestError: no `=`, no key, or a value that is not YAML.
-    """
-    key, sign, value = text.partition("=")
-    shown = _short(text)
-    if not sign or not key.strip():
-        raise RequestError(f"--set {shown}: expected key=value, for example model.size=1m")
-    if _INTEGER.fullmatch(value.strip()):
-        return key.strip(), int(value)
-    if _NUMBER.fullmatch(value.strip()):  # YAML 1.1 reads 1e-3 as text
-        number = float(value)
-        return key.strip(), int(number) if number.is_integer() and "." not in value else number
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        raise RequestError(f"--set {shown}: the value is not valid YAML") from error
-
-
-def _component_kinds() -> dict[str, str]:
-    kinds = {"mixer": "mixer", "position": "position", "decay": "decay", "feature_map": "feature_map"}
-    return {**kinds, **dict.fromkeys(NORM_PLACES, "norm"), "channel": "channel"}
-
-
-def resolve(*layers: Mapping[str, Any], pinned: Mapping[str, Any] | None = None) -> RunConfig:
-    """Lay diffs over a preset, lowest first, and check the result.
-
-    Setting a component's name drops the parameters that lower layers gave it. Setting `model.preset` drops
-    every `model.` key of lower layers but `model.size`; `pinned` keys (from the command line) survive that,
-    and give way only to the last layer.
-
-    Raises:
-        RequestError: anything that is wrong, in one line.
-    """
-    registry.load()
-    flat = [flatten(layer) for layer in layers]
-    command_line = flatten(pinned or {})
-    _known_tops([*flat, command_line])
-    *lower, top = flat or [{}]
-    ordered = [*lower, command_line, top]
-
-    model = _model_values(ordered, keep=command_line)
-    schedule = _as_spec(TrainingConfig.model_fields["schedule"].default)
-    other: dict[str, dict[str, Any]] = {"data": {}, "training": {"schedule": schedule}}
-    for layer in ordered:
-        if {"training.steps", "training.tokens"} & layer.keys():  # either replaces both of lower layers
-            other["training"] = {k: v for k, v in other["training"].items() if k not in ("steps", "tokens")}
-        for key, value in _names_first(layer):
-            section, _, rest = key.partition(".")
-            if section in other:
-                _assign(other[section], rest, value, {"schedule": "schedule"})
-    return check(RunConfig, {"model": model, **other}, "")
-
-
-def _known_tops(layers: Iterable[Mapping[str, Any]]) -> None:
-    for layer in layers:
-        for key in layer:
-            section, dot, _ = key.partition(".")
-            if section not in RunConfig.model_fields or not dot:
-                sections = [f"{s}.{f}" for s, m in _SECTIONS.items() for f in m.model_fields] + ["model.norm"]
-                near = nearest(key, sections) if dot else "keys begin with model., data. or training."
-                bare = [name for name in sections if name.split(".")[1] == key]
-                raise RequestError(f"unknown key {key}, " + (f"did you mean {bare[0]}?" if bare else near))
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
-
-
-def _model_values(layers: list[dict[str, Any]], keep: Mapping[str, Any]) -> dict[str, Any]:
-    labels: dict[str, Any] = {name: ModelConfig.model_fields[name].default for name in LABELS}
-    applied: list[dict[str, Any]] = []
-    for layer in layers:
-        mine = {key.removeprefix("model."): v for key, v in layer.items() if key.startswith("model.")}
-        if "preset" in mine:
-            survivors = {key.removeprefix("model.") for key in keep}
-            applied = [{k: v for k, v in old.items() if k in survivors} for old in applied]
-        labels.update({name: mine[name] for name in LABELS if name in mine})
-        applied.append({key: value for key, value in mine.items() if key not in LABELS})
-
-    if labels["convention"] not in ("v1", "v2"):
-        raise RequestError(f"model.convention = {labels['convention']!r}: known: v1, v2")
-    preset = registry.find("preset", str(labels["preset"]), "model.preset")
-    values: dict[str, Any] = {**preset.target(str(labels["size"]), labels["convention"]), **labels}
-    values["size"] = str(labels["size"])
-    kinds = _component_kinds()
-    for name, kind in kinds.items():
-        if not isinstance(values[name], list):
-            values[name] = registry.canonical(kind, _as_spec(values[name]))
-    for layer in applied:
-        norms = {key: value for key, value in _names_first(layer) if key.split(".")[0] == "norm"}
-        places = [place for place in NORM_PLACES if values[place].get("name") != "none"]
-        for key, value in norms.items():
-            for place in places:
-                _assign(values, place + key.removeprefix("norm"), value, kinds)
-        for key, value in _names_first(layer):
-            if key not in norms:
-                _assign(values, key, value, kinds)
-    return values
-
-
-def _names_first(layer: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A component's name resets its parameters, so it has to be laid before them."""
-    return sorted(layer.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".name")))
-
-
-def _as_spec(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {"name": "none" if value is None else value}
-
-
-def _assign(values: dict[str, Any], key: str, value: Any, kinds: Mapping[str, str]) -> None:
-    """Set a dotted key. For a component, a name replaces it and another key sets one parameter."""
-    top, _, inner = key.partition(".")
-    if top not in kinds:
-        if inner:
-            raise RequestError(f"{top} is a single value and has no key {inner}")
-        values[top] = value
-    elif not inner:
-        values[top] = list(value) if top == "mixer" and isinstance(value, list | tuple) else _as_spec(value)
-    elif inner == "name":
-        values[top] = registry.canonical(kinds[top], {"name": value})
-    elif isinstance(values.get(top), list):
-        raise RequestError(f"model.{top} is a list of {top}s: set it as a whole, not its key {inner}")
-    else:
-        values[top] = {**values.get(top, {}), inner: value}

@@ -111,7 +111,9 @@ def require_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise RequestError(f"cannot write results to {folder}: {reason}; choose another with --results") from error
+        raise RequestError(
+            f"cannot write results to {folder}: {reason}; choose another with --results"
+        ) from error
 
 
 class MetricsLog:
@@ -129,7 +131,9 @@ class MetricsLog:
             self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
 
-    def write(self, name: str, value: float, unit: str, *, step: int, tokens: int, split: str = "train") -> None:
+    def write(
+        self, name: str, value: float, unit: str, *, step: int, tokens: int, split: str = "train"
+    ) -> None:
         """Append one value. Non-finite values are written as null with their name, so the file stays JSON."""
         line: dict[str, Any] = {"name": name, "value": value, "unit": unit, "step": step, "tokens": tokens}
         line.update(split=split, time=round(time.time(), 3))

@@ -188,9 +188,7 @@ def find(kind: str, name: str, where: str = "") -> Entry:
         prefix = f"{where}: " if where else ""
         if (kind, name) in _hints:
             raise RequestError(f"{prefix}{name!r} is not one {kind}: {_hints[kind, name]}")
-        raise RequestError(
-            f"{prefix}no {kind} {name!r}, {nearest(name, [*names(kind), *aliases(kind)])}"
-        )
+        raise RequestError(f"{prefix}no {kind} {name!r}, {nearest(name, [*names(kind), *aliases(kind)])}")
     return entry
 
 

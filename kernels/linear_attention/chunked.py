@@ -94,7 +94,9 @@ def _carry(
     _, heads, count, dk, dv = added.shape
     if count > FEW_CHUNKS:
         factor = powers(log_decay, torch.full((1, 1), chunk, device=added.device), heads).to(added.dtype)
-        states = [torch.zeros_like(added[:, :, 0]) if initial_state is None else initial_state.to(added.dtype)]
+        states = [
+            torch.zeros_like(added[:, :, 0]) if initial_state is None else initial_state.to(added.dtype)
+        ]
         for n in range(count):
             states.append(factor * states[-1] + added[:, :, n])
         return torch.stack(states[:-1], dim=2), states[-1]

@@ -18,7 +18,7 @@ def recurrent(
     initial_state: Tensor | None = None,
     output_state: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """S_t = λ S_{t-1} + k_t v_tᵀ;  o_t = q_t S_t. Shapes as in `linear_attention`; the state has constant size."""
+    """S_t = λ S_{t-1} + k_t v_tᵀ;  o_t = q_t S_t. Shapes as in `linear_attention`; constant state."""
     batch, time, heads, dk = q.shape
     wide = state_dtype(q.dtype)
     state = (

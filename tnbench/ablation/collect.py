@@ -12,7 +12,11 @@ from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.records import ENDED, read_metrics
 from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, SuiteResults
 
-FINAL = {"val_bits_per_byte": "val_bits_per_byte", "val_loss_nats": "val_loss", "val_loss_bits": "val_loss_bits"}
+FINAL = {
+    "val_bits_per_byte": "val_bits_per_byte",
+    "val_loss_nats": "val_loss",
+    "val_loss_bits": "val_loss_bits",
+}
 """Column of `runs` and the recorded value on the report split behind it."""
 COPIED = ("reason", "stopped_step", "tokens_per_second", "peak_memory_bytes", "started", "ended", "attempts")
 
@@ -84,11 +88,17 @@ def _curve_row(run: PlannedRun, value: dict[str, Any]) -> dict[str, Any]:
 
 def _strangers(suite: Suite, planned: set[str]) -> list[str]:
     folder = suite.folder / "runs"
-    others = sum(1 for path in folder.iterdir() if path.is_dir() and path.name not in planned) if folder.is_dir() else 0
+    others = (
+        sum(1 for path in folder.iterdir() if path.is_dir() and path.name not in planned)
+        if folder.is_dir()
+        else 0
+    )
     if not others:
         return []
     runs = "1 run" if others == 1 else f"{others} runs"
-    return [f"{folder} also holds {runs} of other settings, seeds, data or code, which no number here includes"]
+    return [
+        f"{folder} also holds {runs} of other settings, seeds, data or code, which no number here includes"
+    ]
 
 
 def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
@@ -96,7 +106,9 @@ def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
     training, data = base.config.training, suite.data_of(base)
     provenance = manifest.get("provenance", {})
     tokens = training.total_steps * training.batch_tokens
-    epochs = data.epochs(training.total_steps, training.batch_tokens // base.config.data.context, base.config.data.context)
+    epochs = data.epochs(
+        training.total_steps, training.batch_tokens // base.config.data.context, base.config.data.context
+    )
     device = provenance.get("processor", "not run yet")
     if training.device == "cuda":
         device = manifest.get("device", device)
@@ -110,7 +122,9 @@ def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
         else device,
         "precision": training.precision,
         "learning rate": f"{training.learning_rate:g}, not tuned per variant",
-        "versions": ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in provenance.get("versions", {}).items()
+        ),
         "commit": _commit(provenance),
         "source hash": provenance.get("source_hash", ""),
         "suite": f"{suite.path.name} ({suite.digest()})",
@@ -131,7 +145,7 @@ def _command(suite: Suite) -> str:
     name = suite.name if suite.path.parent.name == "ablations" else str(suite.path)
     words = ["tnbench", "ablate", name]
     words += [f"--set {key}={value}" for key, value in suite.settings.items() if key != "training.device"]
-    if suite.seeds != suite.file.seeds.report:
+    if suite.seeds != list(suite.file.seeds.report):
         words.append(f"--seeds {len(suite.seeds)}")
     if suite.folder.parent != Path("results"):
         words.append(f"--results {suite.folder.parent}")

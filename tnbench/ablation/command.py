@@ -19,12 +19,13 @@ from tnbench.ablation.estimate import seconds_per_run
 from tnbench.ablation.execute import Ledger, default_workers, ended_outcomes, execute
 from tnbench.ablation.suite import Suite, load_suite
 from tnbench.ablation.workers import exclusive
-from tnbench.config import resolve, run_id
+from tnbench.config import run_id
 from tnbench.data import prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, read_metrics, require_writable, source_hash
 from tnbench.report import terminal_table, write_reports
+from tnbench.resolution import resolve
 from tnbench.training import loop
 from tnbench.training.environment import require_device
 
@@ -122,7 +123,9 @@ def _alone(suite: Suite) -> Iterator[None]:
 def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
     results = collect(suite)
     if ledger is None and not (results.runs["outcome"] != "missing").any():
-        raise RequestError(f"{suite.folder} holds no record of {suite.name} as it is now; run tnbench ablate {suite.name}")
+        raise RequestError(
+            f"{suite.folder} holds no record of {suite.name} as it is now; run tnbench ablate {suite.name}"
+        )
     paths = write_reports(results, suite.folder)
     console.print(terminal_table(results))
     counts = Counter(results.runs["outcome"])
@@ -142,7 +145,11 @@ def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
     if counts["failed"] and ledger is not None:
         for row in results.runs[results.runs["outcome"] == "failed"].itertuples():
             record = suite.folder / "runs" / str(row.run_id) / "manifest.json"
-            console.print(f"failed: {row.variant}, seed {row.seed}: {row.reason} ({record})", highlight=False, soft_wrap=True)
+            console.print(
+                f"failed: {row.variant}, seed {row.seed}: {row.reason} ({record})",
+                highlight=False,
+                soft_wrap=True,
+            )
         return 1
     return 0
 
@@ -176,21 +183,29 @@ def train(
         soft_wrap=True,
     )
     with exclusive(folder), _progress(console, config.training.total_steps) as show:
-        outcome = loop.run(config, folder, data, progress=show, attributes={"seed": seed}, keep_weights=keep == "weights")
+        outcome = loop.run(
+            config, folder, data, progress=show, attributes={"seed": seed}, keep_weights=keep == "weights"
+        )
     values, _ = read_metrics(folder.metrics)
     final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}
     manifest = folder.read_manifest() or {}
     if outcome == "finished":
         console.print(
-            f"finished: {final['val_bits_per_byte']:.4f} bits per byte, {final['val_loss']:.4f} nats per token "
-            f"on the report-validation split (one run: no interval)",
+            f"finished: {final['val_bits_per_byte']:.4f} bits per byte, "
+            f"{final['val_loss']:.4f} nats per token on the report-validation split (one run: no interval)",
             highlight=False,
         )
     elif outcome == "interrupted":
-        console.print("interrupted: the checkpoint is kept; the same command goes on from there", highlight=False)
+        console.print(
+            "interrupted: the checkpoint is kept; the same command goes on from there", highlight=False
+        )
         return INTERRUPTED
     else:
-        console.print(f"{outcome.replace('_', ' ')}: {manifest.get('reason')} ({folder.manifest})", highlight=False, soft_wrap=True)
+        console.print(
+            f"{outcome.replace('_', ' ')}: {manifest.get('reason')} ({folder.manifest})",
+            highlight=False,
+            soft_wrap=True,
+        )
     return 1 if outcome == "failed" else 0
 
 
@@ -206,8 +221,8 @@ def _progress(console: Console, steps: int) -> Iterator[Any]:
             if now.phase == "training" and tenth > told:
                 told = tenth
                 console.print(
-                    f"step {now.step} of {steps}: loss {now.loss:.4f} nats, {now.tokens_per_second:,.0f} tokens/s, "
-                    f"about {display.duration(now.seconds_left)} left",
+                    f"step {now.step} of {steps}: loss {now.loss:.4f} nats, "
+                    f"{now.tokens_per_second:,.0f} tokens/s, about {display.duration(now.seconds_left)} left",
                     highlight=False,
                 )
 
@@ -218,7 +233,11 @@ def _progress(console: Console, steps: int) -> Iterator[Any]:
         task = bar.add_task("starting", total=steps)
 
         def show(now: loop.Progress) -> None:
-            words = "evaluating" if now.phase == "evaluating" else f"loss {now.loss:.4f} nats, {now.tokens_per_second:,.0f} tokens/s"
+            words = (
+                "evaluating"
+                if now.phase == "evaluating"
+                else f"loss {now.loss:.4f} nats, {now.tokens_per_second:,.0f} tokens/s"
+            )
             bar.update(task, completed=now.step, description=words)
 
         yield show

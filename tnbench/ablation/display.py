@@ -14,8 +14,8 @@ from rich.text import Text
 from tnbench.ablation.execute import Ledger
 from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.records import read_metrics
-from tnbench.report.results import METRICS
 from tnbench.report import words
+from tnbench.report.results import METRICS
 
 MARKS = {"finished": "●", "diverged": "✗", "out_of_memory": "✗", "failed": "!", None: "○"}
 STYLES = {"finished": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red", None: "dim"}
@@ -38,9 +38,13 @@ def duration(seconds: float) -> str:
     return f"{whole / 86400:.1f} days"
 
 
-def plan_table(suite: Suite, outcomes: dict[str, str], seconds: dict[str, float | None] | None = None) -> Table:
+def plan_table(
+    suite: Suite, outcomes: dict[str, str], seconds: dict[str, float | None] | None = None
+) -> Table:
     """The suite's variants: what each costs, and how many of its runs are there."""
-    table = Table(title=f"{suite.file.title or suite.name}", title_justify="left", box=None, header_style="bold")
+    table = Table(
+        title=f"{suite.file.title or suite.name}", title_justify="left", box=None, header_style="bold"
+    )
     for name in ("variant", "differs in"):
         table.add_column(name, overflow="fold")
     for name in ("parameters\nnon-embedding", "MFLOP per token\nforward", "state\nvalues", "runs\nthere"):
@@ -125,7 +129,9 @@ class Watcher:
         rest = f", about {duration(left)} left" if left and ledger.work_left() else ""
         took = duration(time.monotonic() - self.began[run.folder.id])
         count = f"[{len(ledger.outcomes)}/{len(ledger.planned)}]"
-        self.console.print(f"{count} {run.variant.name}, seed {run.seed}: {result} ({took}{rest})", highlight=False)
+        self.console.print(
+            f"{count} {run.variant.name}, seed {run.seed}: {result} ({took}{rest})", highlight=False
+        )
 
     def _table(self, ledger: Ledger) -> Table:
         left = ledger.seconds_left()
@@ -136,8 +142,8 @@ class Watcher:
         elif left is not None and ledger.work_left():
             heading += f", about {duration(left)} left"
         table = Table(title=heading, title_justify="left", box=None, header_style="bold", caption=LEGEND)
-        for name, justify in (("variant", "left"), ("seeds", "left"), ("running", "left")):
-            table.add_column(name, justify=justify)
+        for name in ("variant", "seeds", "running"):
+            table.add_column(name)
         table.add_column(f"mean {self.metric.label}\n{self.metric.unit}", justify="right")
         for variant in self.suite.variants:
             marks, running, values = Text(), [], []
@@ -165,7 +171,8 @@ def _where(run: PlannedRun, ledger: Ledger) -> str:
     if progress.phase == "evaluating":
         return f"seed {run.seed}: evaluating"
     share = progress.step / progress.steps
-    return f"seed {run.seed}: {share:.0%}, loss {progress.loss:.3f} nats, {progress.tokens_per_second:,.0f} tokens/s"
+    speed = f"{progress.tokens_per_second:,.0f} tokens/s"
+    return f"seed {run.seed}: {share:.0%}, loss {progress.loss:.3f} nats, {speed}"
 
 
 def status_table(suite: Suite) -> Table:

@@ -30,7 +30,9 @@ def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
     sequences = max(1, min(training.micro_batch_tokens or training.batch_tokens, TRIAL_TOKENS) // context)
     tokens = suite.data_of(variant).batch(0, 0, sequences, context).to(training.device)
     with settings(training):
-        model = LanguageModel(variant.config.model, suite.data_of(variant).vocab_size, context).to(training.device)
+        model = LanguageModel(variant.config.model, suite.data_of(variant).vocab_size, context).to(
+            training.device
+        )
         times = []
         for _ in range(TIMED_STEPS + 1):
             started = time.perf_counter()

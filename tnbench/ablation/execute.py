@@ -32,7 +32,7 @@ class Ledger:
     """Run id → where it is."""
     started: float = field(default_factory=time.monotonic)
     first_steps: dict[str, int] = field(default_factory=dict)
-    """Step at which a run began in this execution: what a resumed run had behind it is no progress of ours."""
+    """Step at which a run began in this execution: what lay behind it is no progress of ours."""
     steps_ended: int = 0
     """Steps done in this execution by runs that have ended."""
     interrupted: bool = False

@@ -1,4 +1,4 @@
-"""A suite: a base, variants that are small diffs to it, and seeds. Read from YAML, checked before any work."""
+"""A suite: a base, variants that are small diffs to it, and seeds. Read from YAML, checked first."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from tnbench.config import RunConfig, Strict, check, digest, flatten, resolve, run_id
+from tnbench.config import RunConfig, Strict, check, digest, run_id
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError, nearest
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, source_hash
 from tnbench.report.results import METRICS
+from tnbench.resolution import flatten, resolve
 
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 Seed = Annotated[int, Field(ge=0)]
@@ -26,7 +27,7 @@ Seed = Annotated[int, Field(ge=0)]
 class Seeds(Strict):
     """Seeds of the runs; equal numbers mean the same data order, so that variants can be paired."""
 
-    report: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+    report: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds of the reported runs."""
 
     @model_validator(mode="before")
@@ -199,12 +200,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: no UTF-8 text (byte {error.start})") from error
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of SafeLoader
+        content = yaml.load(text, Loader=_Loader)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise RequestError(f"{path}{where}: not valid YAML: {' '.join((error.problem or '').split())}") from error
+        raise RequestError(
+            f"{path}{where}: not valid YAML: {' '.join((error.problem or '').split())}"
+        ) from error
     except yaml.YAMLError as error:
         raise RequestError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except (RequestError, ValueError, RecursionError) as error:
@@ -258,12 +261,16 @@ def load_suite(
     diffs = {variant: dict(diff or {}) for variant, diff in file.variants.items()}
     if {} not in diffs.values():
         if "base" in diffs:
-            raise RequestError(f"{at('variants.base')}: the variant named base has a diff; give it another name")
+            raise RequestError(
+                f"{at('variants.base')}: the variant named base has a diff; give it another name"
+            )
         diffs = {"base": {}, **diffs}
 
     variants: list[Variant] = []
     data: dict[str, TokenData] = {}
-    names = sorted(diffs, key=lambda variant: bool(diffs[variant]))  # the base first: its mistakes are the file's
+    names = sorted(
+        diffs, key=lambda variant: bool(diffs[variant])
+    )  # the base first: its mistakes are the file's
     for variant in names:
         where = at(f"variants.{variant}") if diffs[variant] else at("base")
         try:
@@ -281,7 +288,7 @@ def load_suite(
     order = list(diffs)
     variants.sort(key=lambda variant: order.index(variant.name))
     base = next(variant.name for variant in variants if not variant.diff)
-    chosen = list(range(seeds)) if seeds is not None else file.seeds.report
+    chosen = list(range(seeds)) if seeds is not None else list(file.seeds.report)
     return Suite(path.stem, path, file, base, variants, chosen, results / path.stem, data, settings)
 
 
@@ -302,7 +309,12 @@ def _measured(name: str, diff: dict[str, Any], config: RunConfig, vocab_size: in
     with torch.device("meta"):
         model = LanguageModel(config.model, vocab_size, context)
     return Variant(
-        name, diff, config, model.parameter_counts(), model.state_size(context), model.flops_per_token(context)
+        name,
+        diff,
+        config,
+        model.parameter_counts(),
+        model.state_size(context),
+        model.flops_per_token(context),
     )
 
 

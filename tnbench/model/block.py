@@ -11,7 +11,7 @@ from tnbench import registry
 from tnbench.config import Component, ModelConfig
 from tnbench.errors import RequestError
 from tnbench.model.feature_maps import FeatureMap
-from tnbench.model.mixers.base import PARTS, Parts, TokenMixer
+from tnbench.model.mixers.base import PARTS, Parts, TokenMixer, projection_flops
 from tnbench.model.norms import NoNorm
 from tnbench.model.positions import NoPosition, Position
 
@@ -59,10 +59,12 @@ def check_composition(config: ModelConfig) -> None:
     for name, cls in mixers.items():
         feature_map: type[FeatureMap] = registry.find("feature_map", config.feature_map.name).target  # type: ignore[assignment]
         if cls.needs_positive and not feature_map.positive:
-            positive = [e.name for e in registry.entries("feature_map") if getattr(e.target, "positive", False)]
+            positive = [
+                e.name for e in registry.entries("feature_map") if getattr(e.target, "positive", False)
+            ]
             raise RequestError(
-                f"model.feature_map = {config.feature_map.name} does not go with mixer {name}: its denominator "
-                f"needs values that are not negative; set one of {', '.join(positive)}"
+                f"model.feature_map = {config.feature_map.name} does not go with mixer {name}: its "
+                f"denominator needs values that are not negative; set one of {', '.join(positive)}"
             )
 
 
@@ -76,7 +78,9 @@ def compose_mixer(config: ModelConfig, layer: int) -> TokenMixer:
     refused = _mixer_class(spec).refusals(**spec.parameters)
     wanted = {part: present and part not in refused for part, present in _present(config).items()}
     shape = (config.head_dim, config.heads, layer)
-    position: Position = build("position", config.position, *shape) if wanted["position"] else NoPosition(*shape)
+    position: Position = (
+        build("position", config.position, *shape) if wanted["position"] else NoPosition(*shape)
+    )
     decay = config.decay if wanted["decay"] else Component(name="none")
     feature_map = config.feature_map if wanted["feature_map"] else Component(name="none")
     parts = Parts(
@@ -110,3 +114,8 @@ class Block(nn.Module):
         mixed, state = self.token_mixer.extend(self.token_norm(x), state, start)
         x = x + mixed
         return x + self.channel_mixer(self.channel_norm(x)), state
+
+    def flops_per_token(self, context: int) -> float:
+        """Forward FLOPs of the matrix products per token, the mean over decoding `context` tokens."""
+        linear = [module for module in self.channel_mixer.modules() if isinstance(module, nn.Linear)]
+        return self.token_mixer.flops_per_token(context) + projection_flops(*linear)

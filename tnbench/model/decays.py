@@ -112,9 +112,7 @@ class LogSpacedDecay(Decay):
 class FixedDecay(Decay):
     """A given λ for all heads, or a list with one λ per head, the same in every layer."""
 
-    def __init__(
-        self, heads: int, layer: int, layers: int, *, value: Factor | list[Factor] = 0.99
-    ) -> None:
+    def __init__(self, heads: int, layer: int, layers: int, *, value: Factor | list[Factor] = 0.99) -> None:
         values = list(value) if isinstance(value, list | tuple) else [value] * heads
         if len(values) != heads:
             raise RequestError(

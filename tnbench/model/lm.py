@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +67,19 @@ class LanguageModel(nn.Module):
         if self.embedding.weight.is_meta:
             return
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding) or (module is self.position and module is not None):
+            if isinstance(module, nn.Linear | nn.Embedding) or (
+                module is self.position and module is not None
+            ):
                 weight = getattr(module, "weight", None)
                 if isinstance(weight, nn.Parameter):
                     stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
                     generator = torch.Generator(weight.device).manual_seed(int.from_bytes(stream, "big") >> 1)
                     nn.init.normal_(weight, std=self.config.init_std, generator=generator)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, from the bottom."""
+        return cast(list[Block], list(self.blocks))
 
     def _embed(self, tokens: Tensor, start: int) -> Tensor:
         x = self.embedding(tokens)
@@ -101,7 +108,7 @@ class LanguageModel(nn.Module):
         return State(0, [mixer.initial_state(batch, weight) for mixer in mixers])  # type: ignore[operator]
 
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits for tokens (batch, time) that follow on `state` (default: a new sequence), and the next state."""
+        """Logits for tokens (batch, time) that follow on `state` (default: none), and the next state."""
         state = state or self.initial_state(tokens.shape[0])
         x = self._embed(tokens, state.tokens)
         layers = []
@@ -116,7 +123,7 @@ class LanguageModel(nn.Module):
         return logits[:, 0], state
 
     def parameter_counts(self) -> dict[str, int]:
-        """`total` and `non_embedding` parameters; the embedding, an untied head and learned positions are outside."""
+        """`total` and `non_embedding` parameters: without embedding, untied head and learned positions."""
         total = sum(p.numel() for p in self.parameters())
         outside = self.embedding.weight.numel() + (0 if self.head is None else self.head.weight.numel())
         outside += sum(p.numel() for p in self.position.parameters())
@@ -124,18 +131,15 @@ class LanguageModel(nn.Module):
 
     def state_size(self, context: int) -> int:
         """Values kept per sequence after at most `context` tokens, over all layers."""
-        return sum(block.token_mixer.state_size(context) for block in self.blocks)  # type: ignore[operator, misc]
+        return sum(block.token_mixer.state_size(context) for block in self.layers)
 
     def flops_per_token(self, context: int) -> float:
-        """Forward FLOPs of the matrix products per token, the output layer included (training: three times that)."""
-        total = 2.0 * self.config.width * self.vocab_size
-        for block in self.blocks:
-            total += block.token_mixer.flops_per_token(context)  # type: ignore[operator]
-            total += sum(2 * m.weight.numel() for m in block.channel_mixer.modules() if isinstance(m, nn.Linear))  # type: ignore[union-attr]
-        return total
+        """Forward FLOPs of the matrix products per token, output layer included (training: thrice)."""
+        head = 2.0 * self.config.width * self.vocab_size
+        return head + sum(block.flops_per_token(context) for block in self.layers)
 
     def undecayed_parameters(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone although they are matrices: LRPE and decays."""
+        """Names of the parameters that weight decay leaves alone: embeddings, positions and decays."""
         return {
             f"{name}.{parameter}"
             for name, module in self.named_modules()

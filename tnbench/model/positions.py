@@ -81,7 +81,7 @@ def angles(theta: Tensor, start: int, time: int) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, phase: Tensor) -> Tensor:
-    """Rotate channel j with channel j + d/2 by `phase` (time, heads or 1, d/2); x is (batch, time, heads, d)."""
+    """Turn channels j and j + d/2 of x (batch, time, heads, d) by `phase` (time, heads or 1, d/2)."""
     cos, sin = phase.cos().to(x.dtype), phase.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -129,8 +129,8 @@ class LRPE(_PerLayer):
 
     Forms:
         cosine: the official code. x becomes [x cos nθ, x sin nθ], twice as wide; the score is
-            Σ_j q_j k_j cos(θ_j (t − s)), with one θ per channel, starting at 10000^(−2j/d) over all heads' channels.
-        rotation: channel pairs turn by nθ as in RoPE; one θ per pair (d/2 a layer, the published counts of v1).
+            Σ_j q_j k_j cos(θ_j (t − s)), one θ per channel, at first 10000^(−2j/d) over all heads.
+        rotation: channel pairs turn by nθ as in RoPE; one θ per pair (d/2 a layer, as v1 counts them).
         householder: the first half of a head's channels turn, after a learned reflection x − 2v(v·x)/(v·v)
             (the TransNormer code's mixed form).
     """

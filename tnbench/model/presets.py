@@ -14,7 +14,7 @@ from tnbench.registry import register
 
 
 class Size(NamedTuple):
-    """Shape of a size; `channel_width` is that of TransNormerLLM, about 2.75 times the width as in the paper."""
+    """Shape of a size; `channel_width` is TransNormerLLM's, about 2.75 times the width as in the paper."""
 
     width: int
     layers: int
@@ -43,6 +43,9 @@ SIZES = {
 }
 
 
+OUTER_NORMS = ("token_norm", "channel_norm", "final_norm")
+
+
 def shape(size: str) -> Size:
     """The shape of a named size.
 
@@ -68,7 +71,7 @@ def _values(size: str, channel_width: int | None = None, **components: Any) -> d
         "decay": "none",
         "feature_map": "none",
         "gate": False,
-        **dict.fromkeys(("token_norm", "channel_norm", "final_norm"), "srmsnorm"),
+        **dict.fromkeys(OUTER_NORMS, "srmsnorm"),
         "inner_norm": "none",
         **components,
     }
@@ -94,12 +97,14 @@ def _matched(size: str, square_matrices: float, channel_matrices: int, extra: in
 
 @register("preset", "transnormerllm", reference="arXiv 2307.14995")
 def transnormerllm(size: str, convention: str) -> dict[str, Any]:
-    """TransNormerLLM: GLA with decay and LRPE, SGLU, SRMSNorm (v1: 1+elu, LRPE in all layers; v2: swish, Mix)."""
+    """TransNormerLLM: GLA, decay, LRPE, SGLU, SRMSNorm (v1: 1+elu, LRPE in all layers; v2: swish, Mix)."""
     v1 = convention == "v1"
     return _values(
         size,
         mixer="gla",
-        position={"name": "lrpe", "form": "rotation", "layers": "all"} if v1 else {"name": "lrpe", "layers": "first"},
+        position={"name": "lrpe", "form": "rotation", "layers": "all"}
+        if v1
+        else {"name": "lrpe", "layers": "first"},
         decay="official",
         feature_map="1+elu" if v1 else "swish",
         gate=True,
@@ -116,7 +121,7 @@ def transformer(size: str, convention: str) -> dict[str, Any]:
         _matched(size, square_matrices=4, channel_matrices=3, extra=2 * shape(size).width),
         mixer="softmax",
         position="rope",
-        **dict.fromkeys(("token_norm", "channel_norm", "final_norm"), "rmsnorm"),
+        **dict.fromkeys(OUTER_NORMS, "rmsnorm"),
         channel="swiglu",
         scale_embeddings=False,
     )
@@ -130,7 +135,7 @@ def gpt2(size: str, convention: str) -> dict[str, Any]:
         _matched(size, square_matrices=4, channel_matrices=2, extra=2 * shape(size).width),
         mixer="softmax",
         position="ape",
-        **dict.fromkeys(("token_norm", "channel_norm", "final_norm"), {"name": "layernorm", "bias": False}),
+        **{place: {"name": "layernorm", "bias": False} for place in OUTER_NORMS},
         channel="ffn",
         scale_embeddings=False,
     )
@@ -170,7 +175,7 @@ def retnet(size: str, convention: str) -> dict[str, Any]:
         position="rope",
         decay="retnet",
         gate=True,
-        **dict.fromkeys(("token_norm", "channel_norm", "final_norm"), "rmsnorm"),
+        **dict.fromkeys(OUTER_NORMS, "rmsnorm"),
         inner_norm="srmsnorm",
         channel="ffn",
         scale_embeddings=False,

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from tnbench.config import RunConfig, resolve
+from tnbench.config import RunConfig
 from tnbench.data import TokenData, prepare
 from tnbench.model import LanguageModel
 from tnbench.records import command_line, now, provenance, require_writable, write_json
+from tnbench.resolution import resolve
 from tnbench.statistics import mean_interval
 from tnbench.training.environment import autocast
 from tnbench.training.optimizer import adamw, clip
@@ -132,7 +133,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     results: Annotated[Path, typer.Option(help="Where the record is written.")] = Path("results"),
 ) -> None:
-    """Compare the training speed of two presets of one size, each at its best of {fp32, bf16} x {eager, compiled}."""
+    """Compare two presets of one size, each at its best of {fp32, bf16} x {eager, compiled}."""
     path = results / "models" / "training-speed-cpu.json"
     require_writable(path.parent)
     record = compare((first, second), size, context, sequences, rounds, threads)
@@ -140,10 +141,12 @@ def main(
     for arm in json.loads(json.dumps(record))["arms"]:
         form = "compiled" if arm["compiled"] else "eager"
         mark = "  best of its preset" if arm["best"] else ""
-        typer.echo(f"{arm['preset']:>15} {arm['precision']} {form:<9} {arm['tokens_per_second']:>9,.0f} tokens/s{mark}")
+        speed = f"{arm['tokens_per_second']:>9,.0f} tokens/s"
+        typer.echo(f"{arm['preset']:>15} {arm['precision']} {form:<9} {speed}{mark}")
     typer.echo(
         f"{first} / {second}, each at its best: {record['ratio']:.3f} times the tokens/s "
-        f"[{record['ratio_low']:.3f}, {record['ratio_high']:.3f}] (95 % t interval, n = {record['ratio_rounds']} rounds)"
+        f"[{record['ratio_low']:.3f}, {record['ratio_high']:.3f}] "
+        f"(95 % t interval, n = {record['ratio_rounds']} rounds)"
     )
     typer.echo(f"record: {path}")
 

@@ -88,6 +88,6 @@ class StopRequest:
         if self._holds:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _press(self, *signal_and_frame: object) -> None:  # noqa: ARG002
+    def _press(self, *signal_and_frame: object) -> None:
         self._pressed = True
         signal.signal(signal.SIGINT, signal.default_int_handler)

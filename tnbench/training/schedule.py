@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @register("schedule", "wsd", reference="arXiv 2405.18392")
-def warmup_stable_decay(step: int, steps: int, warmup: int, *, decay: Fraction = 0.2) -> float:  # noqa: ARG001
+def warmup_stable_decay(step: int, steps: int, warmup: int, *, decay: Fraction = 0.2) -> float:
     """Warm-up, stable, decay: the peak, then 1 − sqrt(n/N), n = 0, 1, …, over the last N = decay · steps.
 
     Hägele et al. find 1 − sqrt better than a straight line to zero, and 20 % enough to match the cosine.
@@ -37,7 +37,7 @@ def cosine(step: int, steps: int, warmup: int, *, floor: Fraction = 0.1) -> floa
 
 
 @register("schedule", "constant")
-def constant(step: int, steps: int, warmup: int) -> float:  # noqa: ARG001
+def constant(step: int, steps: int, warmup: int) -> float:
     """The peak learning rate to the end."""
     return 1.0
 

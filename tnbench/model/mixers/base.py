@@ -77,7 +77,7 @@ class TokenMixer(nn.Module):
         raise NotImplementedError
 
     def flops_per_token(self, context: int) -> float:
-        """FLOPs of the matrix products per token, projections included: the mean over decoding `context` tokens.
+        """FLOPs of the matrix products per token, with projections: the mean over decoding `context` tokens.
 
         A multiply-add counts as two. Linear attention is counted as its recurrence, softmax attention as half
         the square.

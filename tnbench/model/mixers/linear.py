@@ -36,7 +36,7 @@ class LinearMixer(TokenMixer):
     def _attend(
         self, x: Tensor, state: Tensor | None, start: int, output_state: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Operator output (batch, time, heads, value dim), the gate u (batch, time, width) if any, the state."""
+        """The output (batch, time, heads, value dim), the gate u (batch, time, width) if any, the state."""
         parts = self.projection(x).chunk(4 if self.parts.gate else 3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, self.head_dim)) for part in parts[:3])
         q, k = self.position.rotate(self.feature_map(q), self.feature_map(k), start)

@@ -100,8 +100,8 @@ class DiagAttention(CacheMixer):
 
     Parameters:
         block: tokens in a block.
-        activation: `softmax` (TransNormer T2), or `relu` (T1): ReLA (arXiv 2104.07012), whose weights do not sum
-            to one, so that its output is normalised by the inner norm.
+        activation: `softmax` (TransNormer T2), or `relu` (T1): ReLA (arXiv 2104.07012), whose weights do
+            not sum to one, so that its output is normalised by the inner norm.
     """
 
     def __init__(
