@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -41,11 +42,19 @@ seeds: 2
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with a corpus and a suite."""
     monkeypatch.chdir(tmp_path)
     prepare_folder(tmp_path)
-    return tmp_path
+    yield tmp_path
+    while STARTED:  # a test that fails leaves nothing running
+        process = STARTED.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 def prepare_folder(folder: Path, steps: int = 8) -> None:
@@ -71,7 +80,11 @@ def ablate(name: str = "small.yaml", results: str = "results", **options: object
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     """`tnbench ablate small.yaml` as a process of its own, which leads a group."""
     words = [sys.executable, "-m", "tnbench.cli", "ablate", "small.yaml", "--workers", "1", *arguments]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    STARTED.append(process)
+    return process
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
