@@ -79,7 +79,8 @@ def ablate(name: str = "small.yaml", results: str = "results", **options: object
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     """`tnbench ablate small.yaml` as a process of its own, which leads a group."""
-    words = [sys.executable, "-m", "tnbench.cli", "ablate", "small.yaml", "--workers", "1", *arguments]
+    words = [sys.executable, "-m", "tnbench.cli", "ablate", "small.yaml", "--workers", "1"]
+    words += ["--device", "cpu", *arguments]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -248,7 +249,7 @@ def test_report_is_rebuilt_from_records_alone(finished: Path) -> None:
     assert {path.name: path.read_bytes() for path in there.iterdir() if path.name in kept} == kept
 
 
-STEPS = 60
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +324,7 @@ def _stat(entry: Path) -> str:
 
 
 def test_a_killed_worker_is_a_failed_row_and_the_suite_goes_on(folder: Path) -> None:
-    prepare_folder(folder, 200)
+    prepare_folder(folder, STEPS)
     process = start("--seeds", "1")
     wait_for(lambda: list(Path("results").glob("small/runs/*/checkpoint/training.safetensors")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -96,7 +96,16 @@ def test_data_info_and_prepare(capsys: pytest.CaptureFixture[str]) -> None:
     assert "bpe-300" in capsys.readouterr().out
 
 
-SMALL = ["--set", "model.size=0.1m", "--set", "data.corpus=text.txt", "--set", "data.context=32"]
+SMALL = [
+    "--set",
+    "model.size=0.1m",
+    "--set",
+    "data.corpus=text.txt",
+    "--set",
+    "data.context=32",
+    "--device",
+    "cpu",
+]
 SHORT = [*SMALL, "--set", "training.steps=6", "--set", "training.batch_tokens=128"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -310,7 +311,9 @@ def test_the_run_id_is_stable_across_key_order_and_process():
         "print(run_id(resolve(*json.loads(sys.argv[1])), 'data', 'source'))"
     )
     command = [sys.executable, "-c", code, json.dumps([BASE, turned])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
     assert done.stdout.strip() == identified(diff)
 
 

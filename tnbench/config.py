@@ -39,6 +39,16 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, values: Any) -> Any:
+        """Without this, `width: true` would be a width of 1."""
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field and field.annotation is not bool:
+                raise RequestError(f"{key} = {str(value).lower()}: true and false are no values for it")
+        return values
+
 
 class Component(BaseModel):
     """A registered component by name, its parameters beside it: `{name: official, temperature: true}`."""

@@ -109,17 +109,15 @@ def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
     epochs = data.epochs(
         training.total_steps, training.batch_tokens // base.config.data.context, base.config.data.context
     )
-    device = provenance.get("processor", "not run yet")
-    if training.device == "cuda":
-        device = manifest.get("device", device)
+    device = manifest.get("device", "not run yet")
+    if training.device == "cpu":
+        device += f", {training.threads} thread{'s' if training.threads > 1 else ''} per run"
     facts = {
         "corpus": base.config.data.corpus,
         "tokenizer": base.config.data.tokenizer,
         "context": f"{base.config.data.context} tokens",
         "tokens per run": f"{tokens:,} ({epochs:.2g} epochs)",
-        "device": f"{device}, {training.threads} thread{'s' if training.threads > 1 else ''} per run"
-        if training.device == "cpu"
-        else device,
+        "device": device,
         "precision": training.precision,
         "learning rate": f"{training.learning_rate:g}, not tuned per variant",
         "versions": ", ".join(

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from tnbench.config import RunConfig
 from tnbench.data import TokenData
 from tnbench.model import LanguageModel
@@ -51,6 +53,7 @@ class Manifest:
             "determinism": dict(determinism),
             "config": config.model_dump(mode="json"),
             "data": data.describe(),
+            "device": _device(config.training.device),
             "provenance": provenance(),
         }
         self.write()
@@ -95,3 +98,8 @@ class Manifest:
     def write(self) -> None:
         """Replace the manifest on disk."""
         write_json(self._folder.manifest, self.values)
+
+
+def _device(kind: str) -> str:
+    """The GPU's or the processor's name."""
+    return torch.cuda.get_device_name() if kind == "cuda" else provenance()["processor"]
