@@ -75,8 +75,18 @@ def options(
 def _console() -> Any:
     from rich.console import Console
 
+    class Quiet(Console):
+        """Goes on without output where the reader of a pipe has gone: a suite is not stopped by `| head`."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    if sys.stdout.isatty():
+        return Quiet(markup=False)
     # Output to a file or pipe is plain, and wide enough for a table's rows to stay on their lines.
-    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "160")))
+    columns = os.environ.get("COLUMNS", "")
+    return Quiet(markup=False, width=int(columns) if columns.isdigit() else 160)
 
 
 def _settings(settings: list[str] | None) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def ablate(
         raise RequestError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     from tnbench.ablation import command
 
-    raise typer.Exit(
+    _leave(
         command.ablate(
             suite,
             settings=_settings(settings),
@@ -159,7 +169,7 @@ def train(
     """Train one configuration; a rerun goes on where the last one stopped."""
     from tnbench.ablation import command
 
-    raise typer.Exit(
+    _leave(
         command.train(
             settings=_settings(settings),
             seed=seed,
@@ -204,6 +214,15 @@ def data_info(
     data_prepare(corpus, tokenizer, text_field, as_json)
 
 
+_left: list[int] = []
+"""The status with which a command has ended after saying how."""
+
+
+def _leave(status: int) -> None:
+    _left.append(status)
+    raise typer.Exit(status)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something failed, 2 a wrong request, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -211,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         status = app(arguments, standalone_mode=False)
+        if status == INTERRUPTED and not _left:  # the parser has caught Ctrl-C
+            _fail("interrupted before anything was run", INTERRUPTED, debug)
         sys.exit(status if isinstance(status, int) else 0)
     except RequestError as error:
         _fail(str(error), WRONG_REQUEST, debug)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from rich.console import Console
 
 from tnbench.ablation import command
 from tnbench.ablation.collect import collect
+from tnbench.ablation.execute import execute
 from tnbench.ablation.suite import load_suite, shipped_suites
 from tnbench.records import read_metrics
 from tnbench.report.results import RUN_COLUMNS
+from tnbench.resolution import parse_setting
 
 TEXT = "".join(f"Sentence {n} of a small corpus: {n * n} is the square of {n}.\n" for n in range(4000))
 TIMINGS = ["tokens_per_second", "peak_memory_bytes", "train_seconds", "started", "ended", "attempts", "host"]
@@ -159,6 +162,40 @@ def test_what_is_missing_is_run_and_gives_the_same_numbers(finished: Path) -> No
     assert {path: (path / "manifest.json").stat().st_mtime_ns for path in kept} == times
     pd.testing.assert_frame_equal(numbers(), numbers(str(finished)), check_exact=True)
     assert metrics() == metrics(str(finished))
+
+
+def test_a_finished_run_that_lost_its_result_is_run_again(finished: Path) -> None:
+    shutil.copytree(finished, "results")
+    emptied, garbled, foreign, *_ = sorted(Path("results/small/runs").iterdir())
+    (emptied / "metrics.jsonl").write_text("")
+    (garbled / "manifest.json").write_text('{"outcome": 5}')
+    (foreign / "manifest.json").write_text("[]")
+    results = collect(load_suite("small.yaml", Path("results"), settings={"training.device": "cpu"}))
+    assert sum("cannot be read" in note for note in results.notes) == 2
+    assert ablate() == 0
+    pd.testing.assert_frame_equal(numbers(), numbers(str(finished)), check_exact=True)
+    assert metrics() == metrics(str(finished))
+
+
+def test_a_run_on_other_data_than_planned_fails(folder: Path) -> None:
+    """A worker opens the corpus itself: if it has changed by then, the run id would lie."""
+    suite = load_suite("small.yaml", Path("results"), seeds=1)
+    (folder / "text.txt").write_text(TEXT + "One more sentence.")
+    ledger = execute(suite, workers=1)
+    assert set(ledger.outcomes.values()) == {"failed"}
+    manifest = suite.runs()[0].folder.read_manifest()
+    assert manifest is not None
+    assert "the corpus or the source code has changed" in manifest["reason"]
+
+
+def test_the_command_of_a_report_can_be_pasted(folder: Path) -> None:
+    settings = {"model.mixer": ["gla", "gla"], "model.decay": {"name": "fixed", "value": 0.5}}
+    suite = load_suite("small.yaml", folder / "my results", settings=settings, seeds=1)
+    words = shlex.split(collect(suite).facts["command"])
+    assert words[:3] == ["tnbench", "ablate", "small.yaml"]
+    given = dict(parse_setting(words[n + 1]) for n, word in enumerate(words) if word == "--set")
+    assert given == settings
+    assert words[words.index("--results") + 1] == str(folder / "my results")
 
 
 def test_runs_of_other_settings_are_counted_not_mixed(finished: Path) -> None:

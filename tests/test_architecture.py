@@ -111,3 +111,12 @@ def test_the_command_line_starts_light():
 def test_the_source_is_seen():
     """The links are followed: operators and the command line are among the modules."""
     assert {"tnbench.cli", "tnbench.kernels.linear_attention.chunked", "tnbench.model.lm"} <= modules().keys()
+
+
+def test_the_package_is_linked_to_the_folders_at_the_root():
+    """In a checkout, not in an installed wheel: two copies of one file would soon differ."""
+    if not (ROOT.parent / "pyproject.toml").exists():
+        pytest.skip("no checkout")
+    for name in ("cli.py", "kernels", "ablations"):
+        assert (ROOT / name).is_symlink(), f"tnbench/{name} is a copy, not a link to ../{name}"
+        assert (ROOT / name).resolve() == ROOT.parent / name

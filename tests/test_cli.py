@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,19 @@ WRONG_SUITES = [
     ("variants: {a: {}}\n", "base is missing"),
     (HEAD + "variants: {a: {}}\nseeds: [0, 0]\n", "line 3: seeds: a seed is listed twice"),
     (HEAD + "variants: {a: {}}\nseeds: [-1]\n", "line 3"),
+    (HEAD + "variants: {a: {}}\nseeds: three\n", "line 3: seeds: 'three': expected how many"),
+    (HEAD + "variants: {a: {}}\nseeds: 0\n", "line 3: seeds: 0: expected how many"),
+    (HEAD + "variants: {a: {}, b: gla}\n", "b = 'gla': expected a diff"),
+    (HEAD + "variants: {a: {}, ' ': {model.gate: false}}\n", "no name for a variant"),
+    (
+        HEAD + "variants: {a: {}, b: {training.data_seed: 4}}\n",
+        "training.data_seed is set by the suite's seeds",
+    ),
+    (HEAD + "variants: {a: {}, b: {training.device: cuda}}\n", "different devices"),
+    (
+        HEAD + "variants: {a: {}, b: {model.preset: gpt2, model.implementation: original}}\n",
+        "linear attention",
+    ),
     (HEAD + "variants: {a: {}}\nanalysis: {metric: bpb}\n", "val_bits_per_byte"),
     (HEAD + "variants: {a: {}}\nanalysis: {alpha: 2}\n", "line 3: analysis.alpha = 2"),
     (HEAD.replace("text.txt", "short.txt") + "variants: {a: {}}\n", "short.txt"),
@@ -233,6 +248,38 @@ def test_a_folder_without_rights_is_named(folder: Path, capsys: pytest.CaptureFi
     assert "cannot write results to /proc/none" in refused(
         capsys, "ablate", "smoke", "--results", "/proc/none"
     )
+
+
+def test_names_are_shown_as_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square brackets are no markup."""
+    monkeypatch.setenv("COLUMNS", "200")
+    (folder / "mine.yaml").write_text(
+        HEAD + "variants: {a: {}, '[/x]': {model.mixer: [diag-attention, gla]}}\n"
+    )
+    for mode in ("--plan", "--status"):
+        assert tnbench("ablate", "mine.yaml", "--device", "cpu", mode) == 0
+        assert "[/x]" in capsys.readouterr().out
+    assert tnbench("ablate", "mine.yaml", "--device", "cpu", "--plan") == 0
+    assert "model.mixer = [diag-attention, gla]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_before_anything_was_run_says_so() -> None:
+    words = [sys.executable, "-m", "tnbench.cli", "ablate", "quickstart", "--plan"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "tnbench: interrupted before anything was run"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    words = f"{shlex.quote(sys.executable)} -m tnbench.cli list | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert not done.stderr
 
 
 def readme_commands() -> list[str]:

@@ -237,6 +237,8 @@ class TrainingConfig(Strict):
 
     @model_validator(mode="after")
     def _amount(self) -> TrainingConfig:
+        if self.warmup > 1 and self.warmup % 1:
+            raise RequestError(f"training.warmup = {self.warmup:g}: give a fraction below 1 or whole steps")
         if (self.steps is None) == (self.tokens is None):
             raise RequestError("training: give exactly one of training.steps and training.tokens")
         return self

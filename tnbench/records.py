@@ -70,13 +70,25 @@ class RunFolder:
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest, or None where there is none or it cannot be read."""
         try:
-            return json.loads(self.manifest.read_text())
+            manifest = json.loads(self.manifest.read_text())
         except (OSError, ValueError):
             return None
+        known = isinstance(manifest, dict) and manifest.get("outcome") in (
+            None,
+            "failed",
+            "interrupted",
+            *ENDED,
+        )
+        return manifest if known else None
 
     def outcome(self) -> str | None:
-        """How the run ended; None for a run that was never started or has not ended."""
-        return (self.read_manifest() or {}).get("outcome")
+        """How the run ended; None for a run that was never started, has not ended, or has lost its result."""
+        outcome = (self.read_manifest() or {}).get("outcome")
+        if outcome == "finished":
+            values, _ = read_metrics(self.metrics)
+            if not any(value.get("split") == "report" for value in values):
+                return None
+        return outcome
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

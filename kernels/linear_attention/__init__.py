@@ -73,6 +73,11 @@ def linear_attention(
             "q and k must be (batch, time, heads, key dim) and v (batch, time, heads, value dim), got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+    if q.shape[1] == 0:
+        raise ValueError("q, k and v hold no time step")
+    expected = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and tuple(initial_state.shape) != expected:
+        raise ValueError(f"initial_state must be {expected}, got {tuple(initial_state.shape)}")
     if log_decay is not None and log_decay.shape != (q.shape[2],):
         raise ValueError(f"log_decay must be ({q.shape[2]},), got {tuple(log_decay.shape)}")
     if implementation == "auto":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from tnbench.ablation.suite import PlannedRun, Suite
+from tnbench.ablation.suite import PlannedRun, Suite, shipped_suites
 from tnbench.records import ENDED, read_metrics
 from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, SuiteResults
 
@@ -24,13 +27,13 @@ COPIED = ("reason", "stopped_step", "tokens_per_second", "peak_memory_bytes", "s
 def collect(suite: Suite) -> SuiteResults:
     """Read the records of every planned run; runs of other configurations or code are counted, not shown."""
     rows, curves, notes = [], [], []
-    manifest: dict[str, Any] = {}
+    manifests: list[dict[str, Any]] = []
     planned = suite.runs()
     for run in planned:
         own = run.folder.read_manifest()
         if own is None and run.folder.manifest.exists():
             notes.append(f"{run.folder.manifest} cannot be read: the run counts as missing")
-        manifest = own or manifest
+        manifests += [own] if own else []
         values, problems = read_metrics(run.folder.metrics) if own else ([], [])
         notes += problems
         notes += [f"run {run.folder.id}: {note}" for note in (own or {}).get("notes", [])]
@@ -47,7 +50,7 @@ def collect(suite: Suite) -> SuiteResults:
         metric=suite.file.analysis.metric,
         alpha=suite.file.analysis.alpha,
         fixed=suite.file.fixed,
-        facts=_facts(suite, manifest),
+        facts=_facts(suite, manifests),
         notes=notes,
     )
 
@@ -101,15 +104,15 @@ def _strangers(suite: Suite, planned: set[str]) -> list[str]:
     ]
 
 
-def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
+def _facts(suite: Suite, manifests: list[dict[str, Any]]) -> dict[str, str]:
     base = next(variant for variant in suite.variants if variant.name == suite.base)
     training, data = base.config.training, suite.data_of(base)
-    provenance = manifest.get("provenance", {})
+    provenances = [manifest.get("provenance", {}) for manifest in manifests]
     tokens = training.total_steps * training.batch_tokens
     epochs = data.epochs(
         training.total_steps, training.batch_tokens // base.config.data.context, base.config.data.context
     )
-    device = manifest.get("device", "not run yet")
+    device = _all(manifest.get("device", "") for manifest in manifests) or "not run yet"
     if training.device == "cpu":
         device += f", {training.threads} thread{'s' if training.threads > 1 else ''} per run"
     facts = {
@@ -120,17 +123,24 @@ def _facts(suite: Suite, manifest: dict[str, Any]) -> dict[str, str]:
         "device": device,
         "precision": training.precision,
         "learning rate": f"{training.learning_rate:g}, not tuned per variant",
-        "versions": ", ".join(
-            f"{name} {version}" for name, version in provenance.get("versions", {}).items()
-        ),
-        "commit": _commit(provenance),
-        "source hash": provenance.get("source_hash", ""),
+        "versions": _all(_versions(provenance) for provenance in provenances),
+        "commit": _all(_commit(provenance) for provenance in provenances),
+        "source hash": _all(provenance.get("source_hash", "") for provenance in provenances),
         "suite": f"{suite.path.name} ({suite.digest()})",
         "command": _command(suite),
     }
     if suite.file.paper.table:
         facts["paper"] = suite.file.paper.table
     return {key: value for key, value in facts.items() if value}
+
+
+def _all(values: Iterable[str]) -> str:
+    """What the runs have in common, or all that they have, each once."""
+    return "; ".join(dict.fromkeys(value for value in values if value))
+
+
+def _versions(provenance: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
 
 
 def _commit(provenance: dict[str, Any]) -> str:
@@ -140,11 +150,13 @@ def _commit(provenance: dict[str, Any]) -> str:
 
 def _command(suite: Suite) -> str:
     """The command that makes these results again."""
-    name = suite.name if suite.path.parent.name == "ablations" else str(suite.path)
+    name = suite.name if shipped_suites().get(suite.name) == suite.path else str(suite.path)
     words = ["tnbench", "ablate", name]
-    words += [f"--set {key}={value}" for key, value in suite.settings.items() if key != "training.device"]
+    for key, value in suite.settings.items():
+        if key != "training.device":
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     if suite.seeds != list(suite.file.seeds.report):
-        words.append(f"--seeds {len(suite.seeds)}")
+        words += ["--seeds", str(len(suite.seeds))]
     if suite.folder.parent != Path("results"):
-        words.append(f"--results {suite.folder.parent}")
-    return " ".join(words)
+        words += ["--results", str(suite.folder.parent)]
+    return shlex.join(words)

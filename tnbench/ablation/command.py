@@ -68,6 +68,8 @@ def ablate(
     """
     settings = {**settings, "training.device": settings.get("training.device", chosen_device(device))}
     suite = load_suite(name, results, settings=settings, seeds=seeds)
+    if mode in ("run", "plan"):
+        require_device(suite.variants[0].config.training)
     if mode == "plan":
         _show_plan(suite, workers, console)
         return 0
@@ -78,7 +80,6 @@ def ablate(
     require_writable(suite.folder)
     ledger = None
     if mode == "run":
-        require_device(suite.variants[0].config.training)
         with _alone(suite):
             console.print(display.plan_table(suite, ended_outcomes(suite)))
             console.print(display.plan_line(suite), "", sep="\n", highlight=False)
@@ -89,7 +90,6 @@ def ablate(
 
 def _show_plan(suite: Suite, workers: int | None, console: Console) -> None:
     outcomes = ended_outcomes(suite)
-    require_device(suite.variants[0].config.training)
     with console.status("timing a few steps of each variant"):
         seconds = {variant.name: seconds_per_run(suite, variant) for variant in suite.variants}
     console.print(display.plan_table(suite, outcomes, seconds))
@@ -184,7 +184,12 @@ def train(
     )
     with exclusive(folder), _progress(console, config.training.total_steps) as show:
         outcome = loop.run(
-            config, folder, data, progress=show, attributes={"seed": seed}, keep_weights=keep == "weights"
+            config,
+            folder,
+            data,
+            progress=show,
+            attributes={"seed": config.training.data_seed},
+            keep_weights=keep == "weights",
         )
     values, _ = read_metrics(folder.metrics)
     final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}

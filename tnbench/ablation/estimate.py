@@ -22,7 +22,7 @@ TRIAL_TOKENS = 4096
 def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
     """Training time of one run, from the median of a few forward and backward passes; None for huge models.
 
-    The optimizer's step and evaluations are left out, which is a few per cent.
+    Training alone: the optimizer's step, compilation, evaluations and start-up are left out.
     """
     training, context = variant.config.training, variant.config.data.context
     if variant.parameters["total"] > LARGEST and training.device == "cpu":

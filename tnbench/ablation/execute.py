@@ -12,8 +12,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from tnbench.ablation.suite import PlannedRun, Suite
-from tnbench.ablation.workers import SPAWN, Task, Worker
-from tnbench.records import ENDED, now, write_json
+from tnbench.ablation.workers import SPAWN, Task, Worker, fail
+from tnbench.records import ENDED
 from tnbench.training.loop import Progress
 
 POLL_SECONDS = 0.25
@@ -67,12 +67,12 @@ def ended_outcomes(suite: Suite) -> dict[str, str]:
 
 def default_workers(suite: Suite, runs: int) -> int:
     """One worker per GPU; on CPU as many as the cores can serve with the runs' own threads."""
-    training = suite.variants[0].config.training
-    if training.device == "cuda":
+    if suite.device == "cuda":
         import torch
 
         return max(1, min(torch.cuda.device_count(), runs))
-    return max(1, min(len(os.sched_getaffinity(0)) // training.threads, runs))
+    threads = max(variant.config.training.threads for variant in suite.variants)
+    return max(1, min(len(os.sched_getaffinity(0)) // threads, runs))
 
 
 def execute(
@@ -98,11 +98,10 @@ def execute(
     if not waiting:
         return ledger
     stop = SPAWN.RawValue("b", 0)  # no lock: one that is held by a killed worker would stop the others
-    device = suite.variants[0].config.training.device
     count = min(workers or default_workers(suite, len(waiting)), len(waiting))
 
     def hire(index: int) -> Worker:
-        return Worker(stop, index if device == "cuda" else None)
+        return Worker(stop, index if suite.device == "cuda" else None)
 
     with _interruptible():
         crew: list[Worker] = []
@@ -125,6 +124,9 @@ def execute(
         except _Interrupt:
             ledger.interrupted = True
             _wind_down(crew, stop, ledger, watch)
+        except BaseException:  # whatever it is, the runs keep what they have
+            _wind_down(crew, stop, ledger, lambda ledger: None)
+            raise
         finally:
             for worker in crew:
                 worker.close()
@@ -176,9 +178,8 @@ def _bury(worker: Worker, ledger: Ledger) -> None:
     if code < 0:
         reason = f"its process was killed by {signal.Signals(-code).name}"
         reason += ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+    fail(worker.task, reason)
     folder = worker.task.folder
-    manifest = folder.read_manifest() or {"run_id": folder.id, **worker.task.attributes}
-    write_json(folder.manifest, {**manifest, "outcome": "failed", "reason": reason, "ended": now()})
     ledger.running.pop(folder.id, None)
     ledger.outcomes[folder.id] = "failed"
     worker.task = None

@@ -34,6 +34,8 @@ class Seeds(Strict):
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         """`3` stands for 0, 1, 2 and a list for `report`."""
+        if isinstance(value, str | float) or value is True or value in (0, [], None):
+            raise RequestError(f"{value!r}: expected how many, as in 3, or a list, as in [0, 1, 2]")
         if isinstance(value, int) and not isinstance(value, bool):
             return {"report": list(range(value))}
         return {"report": value} if isinstance(value, list) else value
@@ -70,6 +72,16 @@ class Paper(Strict):
 
 class SuiteFile(Strict):
     """The keys of a suite file."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _names_and_diffs(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value:
+            raise RequestError("expected names with a diff each, as in {no-gate: {model.gate: false}}")
+        for name, diff in value.items():
+            if not isinstance(diff, dict | None):
+                raise RequestError(f"{name} = {diff!r}: expected a diff, as in {{model.gate: false}}")
+        return value
 
     title: str = ""
     """A line that says what is compared."""
@@ -133,6 +145,11 @@ class Suite:
                 identity = run_id(config, self.data_of(variant).hash, source_hash())
                 planned.append(PlannedRun(variant, seed, config, RunFolder(self.folder / "runs" / identity)))
         return planned
+
+    @property
+    def device(self) -> str:
+        """Where all runs of the suite take place."""
+        return self.variants[0].config.training.device
 
     def data_of(self, variant: Variant) -> TokenData:
         """The tokens that a variant is trained on."""
@@ -259,6 +276,16 @@ def load_suite(
         named = next((key for key in sorted(lines, key=len, reverse=True) if f" {key}" in f" {error}"), None)
         raise RequestError(f"{path}{f', line {lines[named]}' if named else ''}: {error}") from error
     diffs = {variant: dict(diff or {}) for variant, diff in file.variants.items()}
+    for variant in diffs:
+        if not variant.strip() or not variant.isprintable():
+            raise RequestError(f"{at('variants')}: {variant!r} is no name for a variant; use printable words")
+    for where, keys in (
+        (at("base"), file.base),
+        ("--set", settings),
+        *((at(f"variants.{v}"), d) for v, d in diffs.items()),
+    ):
+        if taken := {"training.init_seed", "training.data_seed"} & flatten(keys).keys():
+            raise RequestError(f"{where}: {min(taken)} is set by the suite's seeds; list them under seeds")
     if {} not in diffs.values():
         if "base" in diffs:
             raise RequestError(
@@ -285,6 +312,9 @@ def load_suite(
                 where = "--set"
             raise RequestError(f"{where}: {error}") from error
     _refuse_duplicates(variants, data, at)
+    devices = {variant.config.training.device for variant in variants}
+    if len(devices) > 1:
+        raise RequestError(f"{path}: the variants run on different devices; set one with --device")
     order = list(diffs)
     variants.sort(key=lambda variant: order.index(variant.name))
     base = next(variant.name for variant in variants if not variant.diff)

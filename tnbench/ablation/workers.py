@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tnbench.config import RunConfig
-from tnbench.records import RunFolder
+from tnbench.config import RunConfig, run_id
+from tnbench.records import RunFolder, now, source_hash, write_json
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -41,7 +41,11 @@ class Worker:
     def __init__(self, stop: Any, device_index: int | None = None) -> None:
         self.connection, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_main, args=(theirs, stop, device_index), daemon=True)
-        self.process.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent alone
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
         theirs.close()
         self.device_index = device_index
         self.task: Task | None = None
@@ -51,7 +55,10 @@ class Worker:
     def start(self, task: Task) -> None:
         """Hand over a run."""
         self.task = task
-        self.connection.send(task)
+        try:
+            self.connection.send(task)
+        except OSError:
+            self.silent = True
 
     def close(self) -> None:
         """Let the process end after its current run, and end it if it does not."""
@@ -72,6 +79,12 @@ def exclusive(folder: RunFolder) -> Iterator[None]:
         yield
 
 
+def fail(task: Task, reason: str) -> None:
+    """Record a run that failed outside of its training, with what is known of the reason."""
+    manifest = task.folder.read_manifest() or {"run_id": task.folder.id, **task.attributes}
+    write_json(task.folder.manifest, {**manifest, "outcome": "failed", "reason": reason, "ended": now()})
+
+
 def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -89,11 +102,16 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
             return
         if task is None:
             return
+        data = prepare(task.config.data, quiet=True)
+        if run_id(task.config, data.hash, source_hash()) != task.folder.id:
+            fail(task, "the corpus or the source code has changed since the suite was read; run it again")
+            connection.send(("done", "failed"))
+            continue
         with exclusive(task.folder):
             outcome = run(
                 task.config,
                 task.folder,
-                prepare(task.config.data, quiet=True),
+                data,
                 progress=lambda progress: connection.send(("progress", progress)),
                 stop=lambda: bool(stop.value),
                 attributes=task.attributes,

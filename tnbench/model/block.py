@@ -12,6 +12,7 @@ from tnbench.config import Component, ModelConfig
 from tnbench.errors import RequestError
 from tnbench.model.feature_maps import FeatureMap
 from tnbench.model.mixers.base import PARTS, Parts, TokenMixer, projection_flops
+from tnbench.model.mixers.linear import LinearMixer
 from tnbench.model.norms import NoNorm
 from tnbench.model.positions import NoPosition, Position
 
@@ -55,6 +56,11 @@ def check_composition(config: ModelConfig) -> None:
         raise RequestError(
             f"model.{part} = {value} does not go with mixer {config.mixer[0].name}: {reason}; set {cure},"
             f" or another model.mixer"
+        )
+    if config.implementation != "auto" and not any(issubclass(cls, LinearMixer) for cls in mixers.values()):
+        raise RequestError(
+            f"model.implementation = {config.implementation} is for linear attention, which mixer "
+            f"{config.mixer[0].name} is not; set model.implementation=auto"
         )
     for name, cls in mixers.items():
         feature_map: type[FeatureMap] = registry.find("feature_map", config.feature_map.name).target  # type: ignore[assignment]

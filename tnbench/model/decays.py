@@ -48,6 +48,11 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes
 
 
+def _layer_factor(layer: int, layers: int) -> float:
+    """1 − l/(L−1) + 1e-5, the decay temperature of the official code."""
+    return 1 - layer / max(layers - 1, 1) + 1e-5
+
+
 @register("decay", "none")
 class NoDecay(Decay):
     """No decay: λ = 1."""
@@ -65,7 +70,7 @@ class OfficialDecay(Decay):
     """
 
     def __init__(self, heads: int, layer: int, layers: int, *, temperature: bool = True) -> None:
-        factor = 1 - layer / max(layers - 1, 1) + 1e-5 if temperature else 1.0
+        factor = _layer_factor(layer, layers) if temperature else 1.0
         super().__init__([slope * factor for slope in alibi_slopes(heads)])
 
 
@@ -103,7 +108,9 @@ class LogSpacedDecay(Decay):
         longest: Annotated[float, Field(gt=0)] = 256.0,
         temperature: bool = True,
     ) -> None:
-        factor = 1 - layer / max(layers - 1, 1) + 1e-5 if temperature else 1.0
+        if longest < shortest:
+            raise RequestError(f"decay log-spaced: longest = {longest:g} is below shortest = {shortest:g}")
+        factor = _layer_factor(layer, layers) if temperature else 1.0
         step = math.log(longest / shortest) / max(heads - 1, 1)
         super().__init__([factor / (shortest * math.exp(step * h)) for h in range(heads)])
 

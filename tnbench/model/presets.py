@@ -22,6 +22,7 @@ class Size(NamedTuple):
     channel_width: int
 
 
+# 0.8m has four layers and, with a narrower channel mixer, the parameters of a four-layer GPT-2 of width 128.
 # Small sizes name their non-embedding parameters. From 385m on, shapes and names are the paper's (table 1),
 # whose numbers include a tied embedding of 50,272 rows.
 SIZES = {
