@@ -319,3 +319,16 @@ def test_readme_suite_is_the_shipped_one() -> None:
     shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     shipped = yaml.safe_load((ROOT / "ablations" / "quickstart.yaml").read_text())
     assert yaml.safe_load(shown) == {key: value for key, value in shipped.items() if key != "fixed"}
+
+
+def test_readme_numbers_are_those_of_the_committed_records() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    speed = json.loads((ROOT / "results/reference/models/training-speed-cpu.json").read_text())
+    low, high = speed["ratio_low"], speed["ratio_high"]
+    assert f"{speed['ratio']:.2f} times as many tokens per second [{low:.2f}, {high:.2f}]" in text
+    assert f"over {speed['ratio_rounds']} rounds" in text
+    table = (ROOT / "results/reference/quickstart/table.md").read_text().replace("\\", "")
+    differences = re.findall(r"\| ([+−][0-9.]+ \[[^]]*\]) \|", table)
+    assert len(differences) == 3
+    for difference in differences:
+        assert difference in text
