@@ -10,17 +10,23 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from tnbench.report import plots, tables, words
+from tnbench.report import captions, frames, tables, words
+from tnbench.report.drawing import inline_svg
 from tnbench.report.results import OUTCOMES, SuiteResults, VariantSummary
-from tnbench.report.tables import Cell, Column
+from tnbench.report.tables import Cell, Column, Grid
+from tnbench.statistics import Comparison
+
+WIDEST = 10
+"""Columns that a page shows without being scrolled sideways."""
 
 
-def page(results: SuiteResults, figure: Figure) -> str:
-    """The page, with everything in it: text, figure, tables, style and script.
+def page(results: SuiteResults, curves: Figure, tuning: Figure | None = None) -> str:
+    """The page, with everything in it: text, figures, tables, style and script.
 
     Args:
         results: the records of the suite.
-        figure: what `plots.curves` made of them.
+        curves: what `plots.curves` made of them.
+        tuning: what `tuning_plot.tuning` made of them, where there are tuning runs.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -34,96 +40,158 @@ def page(results: SuiteResults, figure: Figure) -> str:
         results=results,
         finished=finished,
         readings=[(one.variant, reading(results, one)) for one in results.summaries],
-        figure=plots.inline_svg(figure),
-        caption=tables.caption(results),
-        columns=tables.columns(results),
-        rows=tables.cells(results),
-        run_columns=_run_columns(results),
-        runs=[_run_cells(results, run) for _, run in tables.runs(results).iterrows()],
-        diffs=[
-            (name, {key: words.value(v) for key, v in diff.items()}) for name, diff in results.diffs.items()
-        ],
+        curves=inline_svg(curves),
+        tuning=inline_svg(tuning) if tuning else "",
+        caption=captions.caption(results),
+        rule=captions.verdicts(results),
+        tuned=captions.tuned(results),
+        tables=_tables(results),
+        comparisons=tables.comparisons(results),
+        choices=tables.choices(results) if results.choices else None,
+        runs=_runs(results),
+        tuning_runs=_tuning_runs(results),
+        changes=[_changes(results, one) for one in results.summaries],
         facts={name: text for name, text in results.facts.items() if name != "command"},
         command=results.facts.get("command", ""),
         key=_key,
     )
 
 
+def _tables(results: SuiteResults) -> list[Grid]:
+    """The table as one where the page is wide enough for it, else the costs below."""
+    whole = tables.table(results)
+    return [whole] if len(whole.columns) <= WIDEST else [tables.quality(results), tables.costs(results)]
+
+
 def reading(results: SuiteResults, one: VariantSummary) -> str:
     """What the runs of a variant say, in plain words and with the interval, and nothing beyond it."""
-    unit, interval = results.measured.unit, one.difference
+    unit, comparison = results.measured.unit, one.comparison
     if one.metric.n == 0:
         text = "No finished run, so no number."
-    elif interval is None:
+    elif comparison is None:
         text = f"The base: {words.mean(one.metric)} {unit}" + (
             f", n = {one.metric.n}." if one.metric.n > 1 else "."
         )
-    elif interval.n == 0:
+    elif comparison.difference.n == 0:
         text = "No seed has finished both here and in the base, so there is no difference to report."
-    elif not interval.exists:
-        text = f"{words.number(interval.mean, 3, sign=True)} {unit} against the base in one pair of runs: "
-        text += "no interval, so it cannot be told from the noise."
+    elif comparison.difference.n == 1:
+        text = (
+            f"Undecided: {words.number(comparison.difference.mean, 3, sign=True)} {unit} against the base in "
+        )
+        text += "one pair of runs: no interval, so it cannot be told from the noise."
     else:
-        places, pairs = words.places_of(interval), f"{interval.n} pairs of seeds"
-        if interval.contains(0.0):
-            mean, low, high = (
-                words.number(value, places, sign=True)
-                for value in (interval.mean, interval.low, interval.high)
-            )
-            text = f"No difference visible beyond the noise: {mean} {unit}, "
-        else:
-            mean = words.number(abs(interval.mean), places)
-            low, high = (words.number(end, places) for end in sorted((abs(interval.low), abs(interval.high))))
-            text = f"{'Higher' if interval.mean > 0 else 'Lower'} than the base by {mean} {unit}, "
-        text += f"{results.coverage} interval {low} to {high}, {pairs}."
+        text = _verdict(results, comparison)
+        if comparison.verdict in ("better", "worse") and one.variant in results.repeats and not one.diff:
+            text += " Nothing but the initialisation seeds differs, so this is a false alarm."
+    if one.outliers:
+        text += f" Outliers, counted and kept: {one.outliers} of {one.metric.n} values."
     _, _, lost = words.outcomes(one.outcomes).partition(", ")
     return f"{text} Of {one.planned} runs: {lost}." if lost else text
 
 
-def _run_columns(results: SuiteResults) -> list[Column]:
-    return [
+def _verdict(results: SuiteResults, comparison: Comparison) -> str:
+    unit, difference = results.measured.unit, comparison.difference
+    verdict = comparison.verdict if comparison.verdict == "undecided" else words.verdict(comparison, unit)
+    mean = words.number(difference.mean, words.places_of(difference), sign=True)
+    text = (
+        f"{verdict.capitalize()}: {mean} {unit}, {results.coverage} interval {words.ends(difference)}, "
+        f"{difference.n} pairs of seeds"
+    )
+    if comparison.verdict == "equivalent":
+        return f"{text}, {words.p_is(comparison.equivalence_p, results.alpha)} (equivalence)."
+    if not math.isfinite(comparison.p_holm):
+        return f"{text}. All differences are equal, so there is no noise to test against."
+    text += f", {words.p_is(comparison.p_holm, results.alpha)} (Holm)."
+    if comparison.verdict == "undecided" and comparison.seeds_needed:
+        seeds = words.seeds(comparison.seeds_needed)
+        text += (
+            f" {seeds.capitalize()} seeds would decide; {difference.n} find a difference of "
+            f"{words.plain(comparison.detectable, unit)} with a power of 80 %."
+        )
+    return text
+
+
+def _changes(results: SuiteResults, one: VariantSummary) -> tuple[str, dict[str, str], str]:
+    """A variant's name, its settings that differ from the base, and what else is to be said of them."""
+    settings = {name: words.value(value) for name, value in one.diff.items()}
+    notes = ["the base"] if one.comparison is None else []
+    if one.variant in results.repeats:
+        notes.append("fresh initialisation seeds (A/A)")
+    if one.matching:
+        widths = ", ".join(f"{name} = {size}" for name, size in one.matching.changed.items()) or "no width"
+        by = captions.MATCHED[results.matched_by]
+        notes.append(f"matched by {by} with {widths}: residual {words.percent(one.matching.residual)}")
+    return one.variant, settings, "; ".join(notes)
+
+
+def _runs(results: SuiteResults) -> Grid:
+    columns = [
         Column("variant", numeric=False),
         Column("seed"),
         Column("run", numeric=False),
         Column("outcome", numeric=False),
         Column(results.measured.label, results.measured.unit),
-        Column("tokens", ""),
+        Column("tokens"),
         Column("speed", "tokens/s"),
         Column("peak memory"),
         Column("training", "s"),
         Column("attempts"),
     ]
+    return Grid(columns, [_run(results, run) for _, run in frames.runs(results).iterrows()])
 
 
-def _run_cells(results: SuiteResults, run: Any) -> list[Cell]:
-    def count(name: str, form: str = "{:.0f}") -> Cell:
-        value = _float(run[name])
-        return Cell(form.format(value) if math.isfinite(value) else words.NOTHING, value)
-
-    step, reason = _float(run["stopped_step"]), run["reason"]
-    outcome = OUTCOMES[run["outcome"]]
-    outcome += f" at step {step:.0f}" if math.isfinite(step) and run["outcome"] != "finished" else ""
-    outcome += f": {' '.join(str(reason).split())}" if isinstance(reason, str) and reason else ""
-    identity = run["run_id"] if isinstance(run["run_id"], str) else words.NOTHING
+def _run(results: SuiteResults, run: Any) -> list[Cell]:
     tokens, speed, memory = (
         _float(run[name]) for name in ("tokens", "tokens_per_second", "peak_memory_bytes")
     )
     return [
-        Cell(run["variant"], run["variant"]),
-        count("seed"),
-        Cell(identity, identity),
-        Cell(outcome, outcome),
-        count(results.metric, "{:.4f}"),
+        *_identity(run),
+        _count(run[results.metric], "{:.4f}"),
         Cell(words.short(tokens), tokens),
         Cell(words.short(speed), speed),
         Cell(words.memory(memory), memory),
-        count("train_seconds", "{:.1f}"),
-        count("attempts"),
+        _count(run["train_seconds"], "{:.1f}"),
+        _count(run["attempts"]),
     ]
 
 
+def _tuning_runs(results: SuiteResults) -> Grid:
+    columns = [
+        Column("variant", numeric=False),
+        Column("seed"),
+        Column("run", numeric=False),
+        Column("outcome", numeric=False),
+        *(Column(words.key(name)) for name in results.grid),
+        Column(results.measured.label, f"{results.measured.unit}, tune split"),
+    ]
+    rows = [
+        [
+            *_identity(run),
+            *(_count(run[name], "{:g}") for name in results.grid),
+            _count(run["value"], "{:.4f}"),
+        ]
+        for _, run in frames.tuning(results).iterrows()
+    ]
+    return Grid(columns, rows)
+
+
+def _identity(run: Any) -> list[Cell]:
+    """Variant, seed, run id and outcome of a run."""
+    step, reason = _float(run.get("stopped_step")), run["reason"]
+    outcome = OUTCOMES[run["outcome"]]
+    outcome += f" at step {step:.0f}" if math.isfinite(step) and run["outcome"] != "finished" else ""
+    outcome += f": {' '.join(str(reason).split())}" if isinstance(reason, str) and reason else ""
+    identity = run["run_id"] if isinstance(run["run_id"], str) and run["run_id"] else words.NOTHING
+    return [Cell.word(run["variant"]), _count(run["seed"]), Cell.word(identity), Cell.word(outcome)]
+
+
+def _count(value: Any, form: str = "{:.0f}") -> Cell:
+    value = _float(value)
+    return Cell(form.format(value) if math.isfinite(value) else words.NOTHING, value)
+
+
 def _float(value: Any) -> float:
-    return math.nan if pd.isna(value) else float(value)
+    return math.nan if value is None or pd.isna(value) else float(value)
 
 
 def _key(cell: Cell) -> str:

@@ -1,77 +1,26 @@
-"""Figures of a suite. Each is drawn from a tidy table, which is returned with it.
-
-A variant has one colour everywhere: the base is drawn in ink, the others in Okabe and Ito's palette
-(Color Universal Design, 2008), which most colour-blind readers can tell apart. After six the
-colours return, dashed and with square marks; the names stand beside the lines in any case.
-"""
+"""The figure of a suite's results, drawn from a tidy table, which is returned with it."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 from scipy.optimize import isotonic_regression
 
 from tnbench.report import words
+from tnbench.report.drawing import FONT, INK, WIDTH, elided, inches, looks, style
 from tnbench.report.results import Frame, SuiteResults, VariantSummary
 from tnbench.statistics import t_bounds
 
-INK = "#1a1a1a"
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH = 7.0
-"""Width in inches: both columns of a two-column page."""
-FONT = 7.0
-"""Font size in points."""
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
-    "font.size": FONT,
-    **dict.fromkeys(("axes.labelsize", "axes.titlesize"), FONT),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), FONT - 0.5),
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.4,
-    "lines.linewidth": 1.3,
-    "lines.solid_capstyle": "round",
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "tnbench",
-    "savefig.dpi": 300,
-}
 CURVES, FINAL = "curves", "final"
 """Names of the two panels."""
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.style.context(["default", STYLE]):
-        yield
-
-
-def looks(results: SuiteResults) -> dict[str, dict[str, Any]]:
-    """Colour, line style and marker of every variant."""
-    rounds = [{"linestyle": "-", "marker": "o"}, {"linestyle": (0, (4, 1.2)), "marker": "s"}]
-    found = {results.base: {"color": INK, **rounds[0]}}
-    for index, variant in enumerate(results.variants[1:]):
-        again, color = divmod(index, len(PALETTE))
-        found[variant] = {"color": PALETTE[color], **rounds[again % 2]}
-    return found
+ROW = 0.3
+"""Height of a row of the panel of final values, in inches: two lines of text."""
 
 
 def drawn(results: SuiteResults) -> Frame:
@@ -120,14 +69,18 @@ def curves(results: SuiteResults) -> tuple[Figure, Frame]:
         The figure, and the table of exactly what it shows (see `drawn`).
     """
     table = drawn(results)
-    names = {variant: _elided(variant) for variant in results.variants}
+    names = {
+        variant: elided(variant) + (" (A/A)" if variant in results.repeats else "")
+        for variant in results.variants
+    }
     rows = {one.variant: _row(one, names[one.variant]) for one in results.summaries}
-    with _style():
-        height = max(2.5, 0.95 + 0.19 * len(names))
+    with style():
+        height = max(2.5, 0.95 + ROW * len(names))
         figure = Figure(figsize=(WIDTH, height))
-        left, label = 0.47, max(map(_inches, names.values())) + 0.22
-        name, text = (max(_inches(row[part]) for row in rows.values()) + 0.1 for part in ("name", "text"))
-        text = max(text, _inches(_head(results)) + 0.1)
+        left, label = 0.47, max(map(inches, names.values())) + 0.22
+        name = max(inches(row["name"]) for row in rows.values()) + 0.1
+        texts = [_head(results), *(row[part] for row in rows.values() for part in ("text", "verdict"))]
+        text = max(map(inches, texts)) + 0.1
         room = WIDTH - left - label - name - text
         wide, narrow = 0.56 * room, 0.44 * room
 
@@ -142,11 +95,12 @@ def curves(results: SuiteResults) -> tuple[Figure, Frame]:
 
 def _footnote(results: SuiteResults) -> str:
     n = sorted({one.metric.n for one in results.summaries} - {0})
-    parts = ["thin lines and ticks: single runs"]
+    parts = ["thin lines, small dots: single runs"]
     if n:
         seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-        parts.insert(0, f"Thick lines and points: mean over finished runs ({seeds} seeds)")
-        parts.insert(1, f"bands and bars: {results.coverage} t interval")
+        parts.insert(0, f"Thick lines, large dots: mean over finished runs ({seeds})")
+    if n and n[-1] > 1:
+        parts.insert(1, f"bands, bars: {results.coverage} t interval")
     if (results.runs["outcome"] != "finished").any():
         parts.append("×: did not finish")
     return "; ".join(parts) + "."
@@ -251,16 +205,25 @@ def _draw_final(axes: Axes, results: SuiteResults, table: Frame, rows: dict[str,
     axes.xaxis.set_major_locator(_ticks(axes, 3))
     if table.empty:
         axes.set(xticks=[])
-    beside = {"transform": axes.get_yaxis_transform(), "va": "center_baseline", "parse_math": False}
-    below = axes.transData + ScaledTranslation(0, -4.5 / 72, axes.figure.dpi_scale_trans)
+    edge = axes.get_yaxis_transform()
+    beside = {"va": "center_baseline", "parse_math": False}
+
+    def moved(transform: Transform, points: float) -> Transform:
+        return transform + ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+
+    below = moved(axes.transData, -5.5)
     axes.annotate(_head(results), (1, 1), (5, 6), xycoords="axes fraction", textcoords="offset points")
     for height, (variant, look) in enumerate(looks(results).items()):
         mine = table[table["variant"] == variant]
         seeds, mean = mine[mine["kind"] == "seed"], mine[mine["kind"] == "mean"]
-        axes.text(-0.04, height, rows[variant]["name"], ha="right", **beside)
-        axes.text(1.04, height, rows[variant]["text"], alpha=0.7 if mean.empty else 1, **beside)
-        single = {"color": look["color"], "markersize": 3.5, "alpha": 0.8}
-        axes.plot(seeds["value"], [height] * len(seeds), "|", transform=below, **single)
+        row = rows[variant]
+        axes.text(-0.04, height, row["name"], ha="right", transform=edge, **beside)
+        fade = {"alpha": 0.7} if mean.empty else {}
+        lines = [row["text"], row["verdict"]] if row["verdict"] else [row["text"]]
+        for line, lift in zip(lines, (4.2, -4.2) if len(lines) == 2 else (0,), strict=True):
+            axes.text(1.04, height, line, transform=moved(edge, lift), **fade, **beside)
+        single = {"color": look["color"], "markersize": 3.4, "alpha": 0.6, "markeredgewidth": 0}
+        axes.plot(seeds["value"], [height] * len(seeds), ".", transform=below, **single)
         for point in mean.itertuples():
             axes.plot([point.low, point.high], [height, height], color=look["color"], linewidth=1.1)
             axes.plot(point.value, height, marker=look["marker"], color=look["color"], markersize=4)
@@ -273,46 +236,14 @@ def _head(results: SuiteResults) -> str:
 
 
 def _row(one: VariantSummary, name: str) -> dict[str, str]:
-    """What stands beside a variant's final values: its name, and its difference or why it has none."""
+    """What stands beside a variant's final values: name, difference or why there is none, verdict."""
     finished, _, lost = words.outcomes(one.outcomes).partition(", ")
     if one.metric.n == 0:
-        return {"name": name, "text": _elided(lost or "no run", longest=27)}
+        return {"name": name, "text": elided(lost or "no run", longest=27), "verdict": ""}
     name += f" ({finished})" if lost else ""
-    if one.difference is None:
-        return {"name": name, "text": "base"}
-    return {
-        "name": name,
-        "text": words.difference(one.difference) if one.difference.n else "no pair with the base",
-    }
-
-
-def _elided(name: str, longest: int = 20) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 9]}…{name[-8:]}"
-
-
-def _inches(text: str) -> float:
-    font = FontProperties(family=STYLE["font.family"], size=FONT)
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
-
-
-def save(figure: Figure, format: str, **options) -> bytes:
-    """The figure as a png, pdf or svg file, without dates: the same figure, the same bytes."""
-    metadata: dict[str, None] = {
-        "png": {"Software": None},
-        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-        "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
-    }[format]
-    buffer = io.BytesIO()
-    with _style():
-        figure.savefig(buffer, format=format, metadata=metadata, **options)
-    return buffer.getvalue()
-
-
-def inline_svg(figure: Figure) -> str:
-    """The figure as an SVG element for a page: transparent, its ink in the page's text colour."""
-    source = save(figure, "svg", transparent=True).decode()
-    source = source[source.index("<svg") :].replace(INK, "currentColor")
-    source = re.sub(r"<metadata>.*?</metadata>\s*", "", source, flags=re.DOTALL)
-    source = re.sub(r"<!--.*?-->\s*", "", source, flags=re.DOTALL)
-    head, rest = source.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest
+    if one.comparison is None:
+        return {"name": name, "text": "base", "verdict": ""}
+    if one.comparison.difference.n == 0:
+        return {"name": name, "text": "no pair with the base", "verdict": ""}
+    text = words.difference(one.comparison.difference)
+    return {"name": name, "text": text, "verdict": words.verdict(one.comparison)}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tnbench.errors import RequestError, nearest
-from tnbench.statistics import Difference, Interval, check_alpha, mean_interval, paired_difference
+from tnbench.statistics import Comparison, Difference, Interval, check_alpha, compare, mean_interval, outliers
 
 Frame = Any
 """A pandas DataFrame; pandas' own annotations make of each selection a union of all that it might be."""
@@ -27,6 +27,9 @@ RUN_COLUMNS = (
 
 CURVE_COLUMNS = ("variant", "seed", "run_id", "name", "split", "unit", "step", "tokens", "value")
 """Columns of `SuiteResults.curves`: one row per recorded value."""
+
+TUNING_COLUMNS = ("variant", "seed", "run_id", "outcome", "reason", "stopped_step", "value")
+"""First columns of `SuiteResults.tuning`; one per key of the grid follows, named by its dotted key."""
 
 OUTCOMES = {
     "finished": "finished",
@@ -61,6 +64,33 @@ METRICS = {
 
 
 @dataclass(frozen=True)
+class Matching:
+    """How a variant was brought to the size of the base."""
+
+    changed: Mapping[str, int]
+    """Dotted key of each width that was solved for → its value."""
+    residual: float
+    """(value - base) / base of what was matched: 0.004 is 0.4 % more than the base."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for a variant, on the tune seeds and the tune split."""
+
+    point: Mapping[str, float]
+    """Dotted key of the grid → chosen value."""
+    value: float
+    """Metric at that point, averaged over the tune seeds."""
+    trials: int
+    """Tuning runs spent on the variant."""
+    edge: str = ""
+    """Where the choice lies on the edge of the grid: `training.learning_rate at its largest, 0.004`."""
+    sensitivity: float = np.nan
+    """Mean excess of the metric over the grid relative to the chosen point, in the metric's unit; a diverged
+    point counts as a uniform prediction."""
+
+
+@dataclass(frozen=True)
 class SuiteResults:
     """The records of one ablation suite.
 
@@ -89,6 +119,19 @@ class SuiteResults:
     `versions`, `commit`, `command`, ….  The first three and the device also stand under the table."""
     notes: list[str] = field(default_factory=list)
     """What was wrong with the records."""
+    margin: float | None = None
+    """Differences up to this size count as equivalent, in the metric's unit; None: not tested."""
+    matched_by: str = ""
+    """What variants have in common with the base: `parameters`, `flops` or `state`; empty: not matched."""
+    matching: Mapping[str, Matching] = field(default_factory=dict)
+    """Variant → how it was matched."""
+    tuning: Frame = field(default_factory=lambda: pd.DataFrame(columns=list(TUNING_COLUMNS)))
+    """One row per tuning run, with `TUNING_COLUMNS` and one column per key of the grid; `value` is the metric
+    on the tune split, NaN unless the run finished."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """Variant → what tuning chose; empty: not tuned."""
+    repeats: frozenset[str] = frozenset()
+    """Variants that are the base once more, with other initialisation seeds (A/A rows)."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -100,6 +143,9 @@ class SuiteResults:
         assert set(self.runs["variant"]) <= set(self.diffs), "runs of a variant without a diff"
         assert set(self.runs["outcome"]) <= set(OUTCOMES), set(self.runs["outcome"]) - set(OUTCOMES)
         assert not self.runs.duplicated(["variant", "seed"]).any(), "two runs of one variant and seed"
+        assert set(TUNING_COLUMNS) <= set(self.tuning), set(TUNING_COLUMNS) - set(self.tuning)
+        named = {*self.matching, *self.choices, *self.repeats, *self.tuning["variant"]}
+        assert named <= set(self.diffs), f"no variants: {named - set(self.diffs)}"
 
     @property
     def variants(self) -> list[str]:
@@ -110,6 +156,16 @@ class SuiteResults:
     def measured(self) -> Metric:
         """The metric's label and units."""
         return METRICS[self.metric]
+
+    @property
+    def grid(self) -> list[str]:
+        """Dotted keys that were tuned; empty: none."""
+        return [name for name in self.tuning if name not in TUNING_COLUMNS]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether there are tuning runs."""
+        return len(self.tuning) > 0
 
     @property
     def coverage(self) -> str:
@@ -145,8 +201,10 @@ class VariantSummary:
     """Runs by outcome."""
     metric: Interval
     """Over finished runs."""
-    difference: Difference | None
-    """Variant minus base over the seeds that both have finished; None for the base."""
+    comparison: Comparison | None
+    """Variant against base over the seeds that both have finished; None for the base."""
+    outliers: int
+    """Values far from the others of the variant; they are counted and stay in every number."""
     parameters: float
     non_embedding_parameters: float
     flops_per_token: float
@@ -156,6 +214,15 @@ class VariantSummary:
     speed_ratio: float
     """Tokens per second over those of the base."""
     peak_memory_bytes: float
+    choice: Choice | None
+    """What tuning chose; None: not tuned."""
+    matching: Matching | None
+    """How the variant was matched; None: it was not."""
+
+    @property
+    def difference(self) -> Difference | None:
+        """Variant minus base; None for the base."""
+        return self.comparison and self.comparison.difference
 
     @property
     def planned(self) -> int:
@@ -164,34 +231,45 @@ class VariantSummary:
 
 
 def _summarise(results: SuiteResults) -> list[VariantSummary]:
-    base = results.values(results.base)
     base_speed = _median(results.finished(results.base)["tokens_per_second"])
+    comparisons = _compared(results)
 
     def summary(variant: str) -> VariantSummary:
-        runs, values = results.of(variant), results.values(variant)
-        pairs = base.index.intersection(values.index)
+        runs, finished, values = results.of(variant), results.finished(variant), results.values(variant)
         outcomes = Counter(runs["outcome"])
         outcomes["unmeasured"] += outcomes["finished"] - len(values)
         outcomes["finished"] = len(values)
-        speed = _median(results.finished(variant)["tokens_per_second"])
+        speed = _median(finished["tokens_per_second"])
         return VariantSummary(
             variant=variant,
             diff=results.diffs[variant],
             outcomes=outcomes,
             metric=mean_interval(values.to_numpy(), results.alpha),
-            difference=None
-            if variant == results.base
-            else paired_difference(values[pairs].to_numpy(), base[pairs].to_numpy(), results.alpha),
+            comparison=comparisons.get(variant),
+            outliers=outliers(values.to_numpy()),
             parameters=_first(runs["parameters"]),
             non_embedding_parameters=_first(runs["non_embedding_parameters"]),
             flops_per_token=_first(runs["flops_per_token"]),
             state_size=_first(runs["state_size"]),
             tokens_per_second=speed,
             speed_ratio=speed / base_speed,
-            peak_memory_bytes=_median(results.finished(variant)["peak_memory_bytes"]),
+            peak_memory_bytes=_median(finished["peak_memory_bytes"]),
+            choice=results.choices.get(variant),
+            matching=results.matching.get(variant),
         )
 
     return [summary(variant) for variant in results.variants]
+
+
+def _compared(results: SuiteResults) -> dict[str, Comparison]:
+    """Every variant but the base against it: one family, whose p-values are corrected together."""
+    base, others = results.values(results.base), results.variants[1:]
+    pairs = []
+    for values in map(results.values, others):
+        shared = base.index.intersection(values.index)
+        pairs.append((values[shared].to_numpy(), base[shared].to_numpy()))
+    found = compare(pairs, alpha=results.alpha, margin=results.margin)
+    return dict(zip(others, found, strict=True))
 
 
 def _first(column: Any) -> float:

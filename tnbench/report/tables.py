@@ -1,32 +1,26 @@
-"""Tables of a suite: every run, one row per variant, and that row in Markdown, LaTeX and on the terminal."""
+"""The tables of a suite, format apart: columns with their units, and cells that know what they sort by."""
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from tnbench.report import words
-from tnbench.report.results import OUTCOMES, RUN_COLUMNS, Frame, SuiteResults, VariantSummary
-
-COUNTS = (
-    *("seed", "stopped_step", "steps", "tokens", "attempts", "peak_memory_bytes", "state_size"),
-    *("parameters", "non_embedding_parameters"),
-)
-"""Columns of whole numbers, which a missing value would turn into floats."""
+from tnbench.report.captions import MATCHED
+from tnbench.report.results import Choice, SuiteResults, VariantSummary
+from tnbench.statistics import Comparison, bca_coverage
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its head and, where it has one, its unit."""
+    """A column of a table: its head and, where it has one, its unit."""
 
     head: str
     unit: str = ""
     numeric: bool = True
+    wraps: bool = False
+    """Whether its texts may be broken into lines."""
 
     @property
     def title(self) -> str:
@@ -41,217 +35,180 @@ class Cell:
     text: str
     key: float | str
 
-
-def runs(results: SuiteResults) -> pd.DataFrame:
-    """Every planned run, sorted by variant, seed and run id: the content of `runs.csv`."""
-    extra = [name for name in results.runs if name not in RUN_COLUMNS]
-    frame = results.runs[[*RUN_COLUMNS, *extra]].sort_values(["variant", "seed", "run_id"], kind="stable")
-    return _whole_numbers(frame)
+    @classmethod
+    def word(cls, text: str) -> Cell:
+        """A text, sorted by itself."""
+        return cls(text, text)
 
 
-def summary(results: SuiteResults) -> pd.DataFrame:
-    """One row per variant, the base first: the content of `summary.csv`.
+@dataclass(frozen=True)
+class Grid:
+    """A table: columns, and rows with one cell per column."""
 
-    `mean`, `low`, `high` and the differences are in `unit`; `difference_p` is the paired t-test's.
-    """
+    columns: list[Column]
+    rows: list[list[Cell]]
 
-    def row(one: VariantSummary) -> dict[str, object]:
-        difference = one.difference
-        return {
-            "variant": one.variant,
-            "diff": words.diff(one.diff, one.variant == results.base),
-            "metric": results.metric,
-            "unit": results.measured.unit,
-            "planned": one.planned,
-            **{name: one.outcomes[name] for name in OUTCOMES},
-            "n": one.metric.n,
-            "mean": one.metric.mean,
-            "low": one.metric.low,
-            "high": one.metric.high,
-            "alpha": results.alpha,
-            "difference": difference and difference.mean,
-            "difference_low": difference and difference.low,
-            "difference_high": difference and difference.high,
-            "difference_pairs": difference and difference.n,
-            "difference_p": difference and difference.p,
-            "parameters": one.parameters,
-            "non_embedding_parameters": one.non_embedding_parameters,
-            "flops_per_token": one.flops_per_token,
-            "state_size": one.state_size,
-            "tokens_per_second": one.tokens_per_second,
-            "speed_ratio": one.speed_ratio,
-            "peak_memory_bytes": one.peak_memory_bytes,
-        }
-
-    frame = pd.DataFrame([row(one) for one in results.summaries])
-    return _whole_numbers(frame.astype({"difference_pairs": "Int64"}))
+    def beside(self, other: Grid) -> Grid:
+        """Both as one table, whose first column, the same in both, stands once."""
+        rows = [row + more[1:] for row, more in zip(self.rows, other.rows, strict=True)]
+        return Grid(self.columns + other.columns[1:], rows)
 
 
-def _whole_numbers(frame: Frame) -> pd.DataFrame:
-    numbers = {name: frame[name].astype(float) for name in COUNTS if name in frame}
-    whole = {name: "Int64" for name, column in numbers.items() if (column.dropna() % 1 == 0).all()}
-    return frame.assign(**{name: numbers[name] for name in whole}).astype(whole)
+Layout = list[tuple[Column, Callable[[VariantSummary], Cell]]]
+"""Columns, each with what it shows of a variant."""
+
+VARIANT = (Column("variant", numeric=False), lambda one: Cell.word(one.variant))
 
 
-def columns(results: SuiteResults) -> list[Column]:
-    """The columns of the printed table."""
+def _filled(layout: Layout, summaries: list[VariantSummary]) -> Grid:
+    return Grid([column for column, _ in layout], [[cell(one) for _, cell in layout] for one in summaries])
+
+
+def table(results: SuiteResults) -> Grid:
+    """The printed table, the base first: what `quality` and `costs` hold."""
+    return quality(results).beside(costs(results))
+
+
+def quality(results: SuiteResults) -> Grid:
+    """The metric of each variant, its difference to the base and the verdict."""
     unit = results.measured.unit
+
+    def verdict(one: VariantSummary) -> Cell:
+        return Cell.word(words.verdict(one.comparison) if one.comparison else words.NOTHING)
+
+    def holm(one: VariantSummary) -> Cell:
+        p = one.comparison.p_holm if one.comparison else math.nan
+        return Cell(words.p(p, results.alpha), p)
+
+    layout: Layout = [
+        VARIANT,
+        (
+            Column("change", numeric=False, wraps=True),
+            lambda one: Cell.word(words.change(one, one.variant in results.repeats)),
+        ),
+        (
+            Column("n", numeric=False, wraps=True),
+            lambda one: Cell(words.outcomes(one.outcomes), one.outcomes["finished"]),
+        ),
+        (
+            Column(f"{results.measured.label} ↓", unit),
+            lambda one: Cell(words.mean(one.metric), one.metric.mean),
+        ),
+        (
+            Column("difference to base", unit),
+            lambda one: Cell(
+                words.difference(one.difference, one.metric.n), one.difference.mean if one.difference else 0.0
+            ),
+        ),
+        (Column("verdict", numeric=False, wraps=True), verdict),
+        (Column("p (Holm)"), holm),
+    ]
+    return _filled(layout, results.summaries)
+
+
+def costs(results: SuiteResults) -> Grid:
+    """What tuning chose for each variant and what it took, its size, speed and memory."""
+    by = MATCHED.get(results.matched_by, "")
+    matching: Layout = [(Column("residual", f"of {by}"), _residual)]
+    layout: Layout = [
+        VARIANT,
+        *(_tuned(results) if results.choices else []),
+        (
+            Column("parameters"),
+            lambda one: Cell(words.short(one.non_embedding_parameters), one.non_embedding_parameters),
+        ),
+        *(matching if by else []),
+        (
+            Column("speed", "tokens/s"),
+            lambda one: Cell(words.speed(one.tokens_per_second, one.speed_ratio), one.tokens_per_second),
+        ),
+        (Column("memory"), lambda one: Cell(words.memory(one.peak_memory_bytes), one.peak_memory_bytes)),
+    ]
+    return _filled(layout, results.summaries)
+
+
+def _residual(one: VariantSummary) -> Cell:
+    share = one.matching.residual if one.matching else math.nan
+    return Cell(words.percent(share), share)
+
+
+def _tuned(results: SuiteResults) -> Layout:
+    def of(show: Callable[[Choice], Cell]) -> Callable[[VariantSummary], Cell]:
+        return lambda one: show(one.choice) if one.choice else Cell(words.NOTHING, math.nan)
+
     return [
-        Column("variant", numeric=False),
-        Column("change", numeric=False),
-        Column("parameters"),
-        Column("n", numeric=False),
-        Column(f"{results.measured.label} ↓", unit),
-        Column("difference to base", unit),
-        Column("speed", "tokens/s"),
-        Column("memory"),
+        (
+            Column(", ".join(map(words.key, results.grid)), wraps=True),
+            of(lambda choice: Cell(words.chosen(choice), next(iter(choice.point.values())))),
+        ),
+        (Column("trials"), of(lambda choice: Cell(str(choice.trials), choice.trials))),
+        (
+            Column("sensitivity", results.measured.unit),
+            of(lambda choice: Cell(words.plain(choice.sensitivity), choice.sensitivity)),
+        ),
     ]
 
 
-def cells(results: SuiteResults) -> list[list[Cell]]:
-    """The printed table's rows, the base first, each with one cell per column."""
+def comparisons(results: SuiteResults) -> Grid:
+    """Every comparison: the tests behind its verdict, and what stands beside it for information."""
+    unit = results.measured.unit
 
-    def row(one: VariantSummary) -> list[Cell]:
-        difference = 0.0 if one.difference is None else one.difference.mean
-        change = words.diff(one.diff, one.variant == results.base)
+    def p(value: float) -> Cell:
+        return Cell(words.p(value, results.alpha), value)
+
+    def number(value: float, form: str = "{:.2g}") -> Cell:
+        return Cell(form.format(value) if math.isfinite(value) else words.NOTHING, value)
+
+    def row(one: VariantSummary, found: Comparison) -> list[Cell]:
+        pairs = found.difference.n
+        bca = words.NOTHING
+        if found.bca:
+            bca = f"{words.ends(found.bca)} ({100 * bca_coverage(pairs):.3g} %)"
+        needed = found.seeds_needed
         return [
-            Cell(one.variant, one.variant),
-            Cell(change, change),
-            Cell(words.short(one.non_embedding_parameters), one.non_embedding_parameters),
-            Cell(words.outcomes(one.outcomes), one.outcomes["finished"]),
-            Cell(words.mean(one.metric), one.metric.mean),
-            Cell(words.difference(one.difference, one.metric.n), difference),
-            Cell(words.speed(one.tokens_per_second, one.speed_ratio), one.tokens_per_second),
-            Cell(words.memory(one.peak_memory_bytes), one.peak_memory_bytes),
+            Cell.word(one.variant),
+            Cell(str(pairs), pairs),
+            p(found.difference.p),
+            p(found.p_holm),
+            p(found.equivalence_p),
+            Cell(words.plain(found.detectable), found.detectable),
+            Cell(words.seeds(needed) if needed else words.NOTHING, needed or math.nan),
+            p(found.sign_flip_p),
+            Cell(bca, found.bca.mean if found.bca else math.nan),
+            number(found.improvement, "{:.2f}"),
+            number(found.correlation, "{:.2f}"),
+            number(found.pairing_gain),
         ]
 
-    return [row(one) for one in results.summaries]
-
-
-def caption(results: SuiteResults) -> str:
-    """What the numbers are, and what they hold for."""
-    metric, coverage = results.measured, results.coverage
-    lines = [
-        f"{metric.label.capitalize()} in {metric.unit}, lower is better: mean ± half width of the "
-        f"{coverage} t interval over finished runs.",
-        f"Difference to the base {results.base}: paired by seed, with its {coverage} t interval, not "
-        "corrected for the number of comparisons.",
-        "n: finished runs of planned ones. Parameters: without embeddings. Speed and memory: medians over "
-        "finished runs, the memory at its peak; in brackets, times the base's speed.",
+    columns = [
+        Column("variant", numeric=False),
+        Column("pairs"),
+        Column("p", "paired t"),
+        Column("p", "Holm"),
+        Column("p", "equivalence"),
+        Column("detectable", unit),
+        Column("seeds needed"),
+        Column("p", "sign flip"),
+        Column("BCa interval", "its coverage"),
+        Column("P(better)"),
+        Column("correlation", "of pairs"),
+        Column("pairing gain", "times the seeds"),
     ]
-    shown = ("corpus", "context", "tokens per run", "device")
-    facts = "; ".join(f"{name}: {results.facts[name]}" for name in shown if results.facts.get(name))
-    lines += [facts[0].upper() + facts[1:] + "."] if facts else []
-    lines += [f"Holds only for: {results.fixed.rstrip('.')}."] if results.fixed else []
-    return " ".join(lines)
+    return Grid(columns, [row(one, one.comparison) for one in results.summaries if one.comparison])
 
 
-def markdown(results: SuiteResults) -> str:
-    """The table as GitHub-flavoured Markdown, with its caption below."""
-    heads = columns(results)
-    lines = [
-        [escape_markdown(column.title) for column in heads],
-        ["---:" if column.numeric else "---" for column in heads],
-        *([escape_markdown(cell.text) for cell in row] for row in cells(results)),
-    ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{escape_markdown(results.title)}. {escape_markdown(caption(results))}\n"
+def choices(results: SuiteResults) -> Grid:
+    """What tuning chose for each variant, and on what grounds."""
+    unit = results.measured.unit
+    metric = Column(f"{results.measured.label} ↓", f"{unit}, tune split")
 
+    def value(one: VariantSummary) -> Cell:
+        found = one.choice.value if one.choice else math.nan
+        return Cell(words.fixed(found), found)
 
-def escape_markdown(text: str) -> str:
-    """Text in which Markdown and HTML mean nothing; underscores inside words already do."""
-    text = re.sub(r"([\\`*\[\]<>&|#~$])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    def edge(one: VariantSummary) -> Cell:
+        return Cell.word((one.choice.edge if one.choice else "") or words.NOTHING)
 
-
-GREEK = {
-    "α": "alpha",
-    "β": "beta",
-    "γ": "gamma",
-    "θ": "theta",
-    "λ": "lambda",
-    "μ": "mu",
-    "σ": "sigma",
-    "φ": "phi",
-}
-TEX = {
-    **{character: f"\\{character}" for character in "{}$&#%_"},
-    **{character: f"{{{character}}}" for character in "[]*"},  # \\ would take them for its own arguments
-    **{character: rf"$\{name}$" for character, name in GREEK.items()},
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "−": "$-$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "↓": r"$\downarrow$",
-    "→": r"$\rightarrow$",
-    "–": "--",
-    "…": r"\dots{}",
-}
-
-
-def escape_tex(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    escaped = "".join(TEX.get(character, character) for character in " ".join(text.split()))
-    return escaped.replace(r" \%", r"~\%")
-
-
-def latex(results: SuiteResults) -> str:
-    """The table as a LaTeX float over two columns, with booktabs rules."""
-    heads = columns(results)
-    wide = {"change": r"p{0.125\linewidth}", "n": r"p{0.07\linewidth}"}
-    layout = "".join(wide.get(column.head, "r" if column.numeric else "l") for column in heads)
-
-    def line(texts: list[str]) -> str:
-        ragged = [
-            r"\raggedright " if column.head in wide and text else ""
-            for column, text in zip(heads, texts, strict=True)
-        ]
-        return (
-            " & ".join(start + escape_tex(text) for start, text in zip(ragged, texts, strict=True)) + r" \\"
-        )
-
-    rows = [line([cell.text for cell in row]) for row in cells(results)]
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table*}[t]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape_tex(results.title)}. {escape_tex(caption(results))}}}",
-        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', results.name)}}}",
-        rf"\begin{{tabular}}{{{layout}}}",
-        r"\toprule",
-        line([column.head for column in heads]),
-        line([column.unit and f"({column.unit})" for column in heads]),
-        r"\midrule",
-        *rows[:1],
-        *([r"\midrule"] if len(rows) > 1 else []),
-        *rows[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table*}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def terminal_table(results: SuiteResults) -> Table:
-    """The table for the terminal, 80 columns wide: changes and sizes are left out, intervals stand below."""
-    table = Table(title=Text(results.title, style="bold"), box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.caption, table.caption_justify = Text(caption(results)), "left"
-    heads = columns(results)
-    kept = [index for index, column in enumerate(heads) if column.head not in ("change", "parameters")]
-    rows = [
-        [row[0].text, *(re.sub(r"(,?) (?=\d+ [a-z]|[\[(±])", r"\1\n", row[index].text) for index in kept[1:])]
-        for row in cells(results)
-    ]
-    for place, column in enumerate(heads[index] for index in kept):
-        lines = [*column.title.split(), *(line for row in rows for line in row[place].split("\n"))]
-        width = min(24, max(map(len, lines)))
-        justify = "right" if column.numeric else "left"
-        table.add_column(Text(column.title), justify=justify, width=width, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    chosen, trials, sensitivity = _tuned(results)
+    edges = (Column("edge of the grid", numeric=False), edge)
+    return _filled([VARIANT, chosen, (metric, value), trials, sensitivity, edges], results.summaries)

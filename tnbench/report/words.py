@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from tnbench.report.results import OUTCOMES
-from tnbench.statistics import Interval
+from tnbench.report.results import OUTCOMES, Choice, VariantSummary
+from tnbench.statistics import MOST_PAIRS, Comparison, Interval
 
 MINUS = "−"
 NOTHING = "–"
@@ -64,10 +64,69 @@ def difference(interval: Interval | None, n: int | None = None) -> str:
         return NOTHING
     if not interval.exists:
         return f"{number(interval.mean, 3, sign=True)} (1 pair: no interval)"
-    places = places_of(interval)
-    low, high = number(interval.low, places, sign=True), number(interval.high, places, sign=True)
     pairs = f" ({interval.n} pairs)" if n not in (None, interval.n) else ""
-    return f"{number(interval.mean, places, sign=True)} [{low}, {high}]{pairs}"
+    return f"{number(interval.mean, places_of(interval), sign=True)} {ends(interval)}{pairs}"
+
+
+def ends(interval: Interval) -> str:
+    """`[+0.008, +0.034]`: the interval of a difference."""
+    places = places_of(interval)
+    return f"[{number(interval.low, places, sign=True)}, {number(interval.high, places, sign=True)}]"
+
+
+def p(value: float, alpha: float = 0.05) -> str:
+    """A p-value for a column of such: two significant digits, or more where rounding would cross alpha.
+
+    >>> p(0.0004), p(0.0321), p(0.0504), p(1.0), p(float("nan"))
+    ('< 0.001', '0.032', '0.0504', '1.0', '–')
+    """
+    if not math.isfinite(value):
+        return NOTHING
+    if value < 0.001:
+        return "< 0.001"
+    places = decimals(value)
+    while places < 9 and (round(value, places) <= alpha) != (value <= alpha):
+        places += 1
+    return number(value, places)
+
+
+def p_is(value: float, alpha: float = 0.05) -> str:
+    """A p-value for a sentence: `p < 0.001`, `p = 0.032`."""
+    text = p(value, alpha)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def verdict(comparison: Comparison, unit: str = "") -> str:
+    """`worse`, `equivalent within ±0.005`, `undecided (needs about 12 seeds)`: a verdict and what limits it.
+
+    Args:
+        comparison: one variant against the base.
+        unit: of the margin; named where it is given.
+    """
+    margin = f"±{comparison.margin:g} {unit}".rstrip() if comparison.margin is not None else ""
+    match comparison.verdict:
+        case "equivalent":
+            return f"equivalent within {margin}"
+        case "better" | "worse" as word:
+            return f"{word}, but within {margin}" if comparison.within_margin else word
+    return f"undecided ({_lacking(comparison)})"
+
+
+def _lacking(comparison: Comparison) -> str:
+    """What a verdict would have needed."""
+    n, needed = comparison.difference.n, comparison.seeds_needed
+    if n < 2 and comparison.paired:
+        return "one pair" if n else "no pair"
+    if n < 2:
+        return "too few runs"
+    if needed is None:
+        return "no spread to test against"
+    return f"needs {seeds(needed)} seeds"
+
+
+def seeds(needed: int) -> str:
+    """How many seeds a decision takes: `about 12`, `more than 10,000`."""
+    return f"about {needed:,}" if needed < MOST_PAIRS else f"more than {MOST_PAIRS:,}"
 
 
 def short(value: float) -> str:
@@ -115,14 +174,77 @@ def outcomes(counts: Counter[str]) -> str:
 
 
 def diff(changes: Mapping[str, Any], is_base: bool) -> str:
-    """`model.position = none, model.decay = none`.
+    """`model.position = none, model.decay = none`; a variant without a change is an A/A row.
 
     >>> diff({"model.decay.name": "printed", "model.gate": False}, is_base=False)
     'model.decay = printed, model.gate = false'
     """
     if not changes:
-        return "base" if is_base else "repeat of the base"
+        return "base" if is_base else "A/A: the base again"
     return ", ".join(f"{key.removesuffix('.name')} = {value(item)}" for key, item in changes.items())
+
+
+def change(one: VariantSummary, repeat: bool = False) -> str:
+    """A variant's diff, and the widths that matching set: `model.gate = false; matched: model.width = 136`.
+
+    Args:
+        one: the variant.
+        repeat: whether it repeats a configuration with fresh initialisation seeds.
+    """
+    text = diff(one.diff, is_base=one.comparison is None)
+    text += ", once more (A/A)" if repeat and one.diff else ""
+    if one.matching and one.matching.changed:
+        text += "; matched: " + ", ".join(f"{key} = {size}" for key, size in one.matching.changed.items())
+    return text
+
+
+def point(values: Mapping[str, float]) -> str:
+    """A point of the tuning grid: `training.learning_rate = 0.002`."""
+    return ", ".join(f"{key} = {number:g}" for key, number in values.items())
+
+
+def key(name: str) -> str:
+    """The last part of a dotted key, in words.
+
+    >>> key("training.learning_rate")
+    'learning rate'
+    """
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def chosen(choice: Choice) -> str:
+    """What tuning chose, for a column that is headed by the key: `0.002`, `0.004 (edge)`."""
+    if not math.isfinite(choice.value):
+        return "none finished"
+    values = ", ".join(f"{number:g}" for number in choice.point.values())
+    return f"{values} (edge)" if choice.edge else values
+
+
+def fixed(value: float) -> str:
+    """One value of the metric, which has no interval: four decimal places."""
+    return number(value, 4) if math.isfinite(value) else NOTHING
+
+
+def percent(share: float) -> str:
+    """`+0.31 %`: a share with its sign.
+
+    >>> percent(-0.00312), percent(0.0)
+    ('−0.31 %', '0 %')
+    """
+    if not math.isfinite(share):
+        return NOTHING
+    return f"{number(100 * share, 2, sign=True)} %" if round(share, 4) else "0 %"
+
+
+def plain(value: float, unit: str = "") -> str:
+    """A number that has no interval of its own, such as a sensitivity: two significant digits.
+
+    >>> plain(0.01234, "bits per byte"), plain(3.4567)
+    ('0.012 bits per byte', '3.5')
+    """
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{number(value, decimals(abs(value)) if value else 0)} {unit}".rstrip()
 
 
 def value(item: Any) -> str:
