@@ -160,17 +160,33 @@ def ablate(
 
 @app.command()
 def train(
+    context: typer.Context,
     settings: SetOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and data order.")] = 0,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="MANIFEST", help="Repeat the run of a manifest.json, and compare."),
+    ] = None,
     device: DeviceOption = Device.auto,
     results: ResultsOption = Path("results"),
     keep: KeepOption = Keep.weights,
 ) -> None:
-    """Train one configuration; a rerun goes on where the last one stopped."""
-    from tnbench.ablation import command
+    """Train one configuration; a rerun goes on where the last one stopped.
+
+    With --from, the configuration, its seeds and its device are those of an earlier run's manifest.
+    """
+    if source is not None:
+        for name, option in (("settings", "--set"), ("seed", "--seed"), ("device", "--device")):
+            origin = context.get_parameter_source(name)
+            if origin is not None and origin.name == "COMMANDLINE":
+                raise RequestError(f"--from repeats a run as it was: {option} does not go with it")
+        from tnbench.ablation.repeat import repeat
+
+        _leave(repeat(source, results=results, keep=keep.value, console=_console()))
+    from tnbench.ablation.train import train as train_one
 
     _leave(
-        command.train(
+        train_one(
             settings=_settings(settings),
             seed=seed,
             device=device.value,
@@ -178,6 +194,44 @@ def train(
             keep=keep.value,
             console=_console(),
         )
+    )
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="A run id or folder, SUITE/VARIANT, or a results folder."),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="As A; differences are A minus B.")],
+    metric: Annotated[
+        str,
+        typer.Option("--metric", help="val_bits_per_byte, val_loss_nats, val_loss_bits or train_loss_nats."),
+    ] = "val_bits_per_byte",
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="Differences up to it are equivalent; metric's unit.")
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Level of the verdicts.")] = 0.05,
+    results: Annotated[
+        Path, typer.Option("--results", metavar="DIR", help="Where results are looked for.")
+    ] = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether A is better or worse than B, equivalent or undecided, and how many seeds would decide.
+
+    Two results folders are compared variant by variant. Runs are paired by the seed of their data order.
+    """
+    from tnbench.ablation.compare import compare as compare_records
+
+    compare_records(
+        a,
+        b,
+        metric=metric,
+        margin=margin,
+        alpha=alpha,
+        results=results,
+        as_json=as_json,
+        console=_console(),
     )
 
 

@@ -68,7 +68,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["list", "ablate", "train", "data"])
+@pytest.mark.parametrize("command", ["list", "ablate", "train", "compare", "data"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tnbench(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_train_writes_records_and_does_not_repeat_itself(capsys: pytest.CaptureF
     assert tnbench("train", *SHORT) == 0
     assert manifest.read_bytes() == written
     assert tnbench("train", *SHORT, "--seed", "1", "--keep", "none", "--results", "other") == 0
-    (other,) = Path("other/train/runs").iterdir()
+    other = next(Path("other/train/runs").glob("*/manifest.json")).parent
     assert not (other / "checkpoint" / "model.safetensors").exists()
 
 
@@ -296,7 +296,9 @@ def test_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_are_right(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_commands_are_right(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every command is parsed, and its request checked; what would train for long is planned or cut short."""
     arguments = shlex.split(command)[1:]
     if arguments[0] == "ablate" and not {"--plan", "--status", "--report"} & set(arguments):
@@ -305,6 +307,12 @@ def test_readme_commands_are_right(command: str, folder: Path, capsys: pytest.Ca
         arguments = [re.sub(r"training\.tokens=.*", "training.tokens=8192", word) for word in arguments]
     if arguments[:2] == ["data", "prepare"]:
         (folder / arguments[2]).write_text((ROOT / arguments[2]).read_text())
+    if arguments[0] == "compare":
+        monkeypatch.chdir(ROOT)
+    if "--from" in arguments:  # a shorter original than the one of README
+        assert tnbench("train", *SHORT, "--results", "original") == 0
+        (original,) = Path("original/train/runs").glob("*/manifest.json")
+        arguments[arguments.index("--from") + 1] = str(original)
     if "--plan" in arguments:
         arguments += ["--set", "model.size=0.1m"] if "model.size" not in command else []
     if "--report" in arguments:

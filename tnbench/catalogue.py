@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from tnbench import registry
-from tnbench.ablation.suite import shipped_suites
+from tnbench.ablation.suite_file import shipped_suites
 from tnbench.errors import RequestError, nearest
 from tnbench.kernels.linear_attention import IMPLEMENTATIONS
 from tnbench.model.presets import SIZES

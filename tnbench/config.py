@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,9 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -30,8 +29,13 @@ from tnbench import registry
 from tnbench.errors import RequestError, nearest
 
 NORM_PLACES = ("token_norm", "channel_norm", "inner_norm", "final_norm")
+LONGEST_NAME = 1000
+"""Characters of a name or path; what is longer was never meant as one."""
 LABELS = ("preset", "size", "convention")
 """Keys of `model` that say where its values come from; they are no part of a run's identity."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Strict(BaseModel):
@@ -75,7 +79,7 @@ def _registered(kind: str) -> BeforeValidator:
             value = "none"
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        if not isinstance(value, Mapping) or shown(value.get("name")) != value.get("name"):
             raise RequestError(f"expected a name or {{name: …}}, got {shortened(value)}")
         value = registry.canonical(kind, dict(value))
         entry = registry.find(kind, value["name"])
@@ -84,7 +88,7 @@ def _registered(kind: str) -> BeforeValidator:
         for key in given:
             if key not in known:
                 rest = nearest(str(key), known) if known else "it takes none"
-                raise RequestError(f"{kind} {entry.name} has no parameter {key!r}, {rest}")
+                raise RequestError(f"{kind} {entry.name} has no parameter {shortened(key)}, {rest}")
         checked = check(entry.parameters, given, f"{kind} {entry.name}")
         return {"name": entry.name, **checked.model_dump(mode="json")}
 
@@ -107,13 +111,13 @@ class ModelConfig(Strict):
     """The preset's size: about the number of non-embedding parameters."""
     convention: Literal["v1", "v2"] = "v2"
     """Which version of the TransNormerLLM paper the preset follows."""
-    width: PositiveInt
+    width: Annotated[int, Field(ge=1, le=2**20)]
     """Model dimension d."""
-    layers: PositiveInt
+    layers: Annotated[int, Field(ge=1, le=1000)]
     """Number of blocks L."""
-    heads: PositiveInt
+    heads: Annotated[int, Field(ge=1, le=4096)]
     """Attention heads H; the head dim is width / heads."""
-    channel_width: PositiveInt
+    channel_width: Annotated[int, Field(ge=1, le=2**24)]
     """Inner dimension of the channel mixer."""
     mixer: Annotated[tuple[Annotated[Component, _registered("mixer")], ...], BeforeValidator(_mixers)]
     """Token mixer; a list splits the layers, from the bottom, into as many spans of equal length."""
@@ -179,26 +183,26 @@ def _near_divisor(width: int, heads: int) -> int:
 class DataConfig(Strict):
     """The text and how it is cut into tokens and windows."""
 
-    corpus: str = "state-of-the-union"
+    corpus: Annotated[str, Field(max_length=LONGEST_NAME)] = "state-of-the-union"
     """A shipped corpus, a text or JSONL file, a folder of them, or `hf:REPOSITORY[:CONFIG]`."""
-    tokenizer: str = "bytes"
+    tokenizer: Annotated[str, Field(max_length=LONGEST_NAME)] = "bytes"
     """`bytes`, `bpe-N` (trained on the training split), or a Hugging Face tokenizer folder or `hf:NAME`."""
-    context: Annotated[int, Field(ge=2)] = 256
+    context: Annotated[int, Field(ge=2, le=2**30)] = 256
     """Tokens in a training window."""
-    text_field: str = "text"
+    text_field: Annotated[str, Field(max_length=LONGEST_NAME)] = "text"
     """The field of a JSONL record or data set row that holds the text."""
 
 
 class TrainingConfig(Strict):
     """The optimisation, and where it runs."""
 
-    steps: PositiveInt | None = None
+    steps: Annotated[int, Field(ge=1, le=10**10)] | None = None
     """Optimizer steps; give this or `tokens`."""
-    tokens: PositiveInt | None = None
+    tokens: Annotated[int, Field(ge=1, le=10**16)] | None = None
     """Training tokens; give this or `steps`."""
-    batch_tokens: PositiveInt = 4096
+    batch_tokens: Annotated[int, Field(ge=1, le=2**40)] = 4096
     """Tokens per optimizer step, over all micro-batches."""
-    micro_batch_tokens: PositiveInt | None = None
+    micro_batch_tokens: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Tokens per forward and backward pass; less than `batch_tokens` accumulates gradients."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate."""
@@ -224,15 +228,15 @@ class TrainingConfig(Strict):
     """Whether blocks recompute their activations in the backward pass."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the run takes place."""
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of the run; part of the configuration, because results depend on it in the last bits."""
-    evaluations: NonNegativeInt = 8
+    evaluations: Annotated[int, Field(ge=0, le=10_000)] = 8
     """Points of the validation curve on the tune-validation split, the last one at the end."""
     checkpoint_every: NonNegativeFloat = 30.0
     """Seconds of training between checkpoints."""
-    init_seed: NonNegativeInt = 0
+    init_seed: Seed = 0
     """Seed of the initial weights."""
-    data_seed: NonNegativeInt = 0
+    data_seed: Seed = 0
     """Seed of the data order."""
 
     @model_validator(mode="after")
@@ -333,7 +337,7 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     raised = (first.get("ctx") or {}).get("error")
     if isinstance(raised, RequestError):
-        path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        path = ".".join(shown(part) for part in first["loc"] if isinstance(part, str))
         text = str(raised)
         return (
             text
@@ -345,11 +349,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     for part in first["loc"]:  # beyond the fields, pydantic adds list positions and members of a union
         parts.append(str(part))
         field = owner.model_fields.get(part)
-        inner = field and field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = _inner_model(field.annotation) if field else None
+        if inner is None:
             break
         owner = inner
-    path = _join(where, ".".join(parts))
+    path = _join(where, ".".join(map(shown, parts)))
     if first["type"] == "extra_forbidden":
         return f"unknown key {path}, {nearest(parts[-1], owner.model_fields)}"
     if first["type"] == "missing":
@@ -360,11 +364,37 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     return f"{path} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, also where it may be absent."""
+    members = [member for member in get_args(annotation) if member is not type(None)] or [annotation]
+    one = members[0] if len(members) == 1 else None
+    return one if isinstance(one, type) and issubclass(one, BaseModel) else None
+
+
 def _join(where: str, path: str) -> str:
     return f"{where}.{path}" if where and path else where or path
 
 
+class _Quote(reprlib.Repr):
+    """`repr` of a few elements, so that what refers to itself over and over, as YAML may, ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 12, 12, 12, 12
+        self.maxstring = self.maxother = 130
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python itself refuses to print integers of thousands of digits."""
+        return repr(x) if abs(x) < 10**40 else f"an integer of about {round(0.30103 * x.bit_length())} digits"
+
+
 def shortened(value: Any) -> str:
     """A value as it is quoted in a message, at most 60 characters of it."""
-    text = repr(value)
+    text = _Quote().repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def shown(name: Any) -> str:
+    """A key or name as it stands in a message: quoted and shortened only where it has to be."""
+    plain = isinstance(name, str) and len(name) <= 60 and name.isprintable()
+    return name if plain else shortened(name)

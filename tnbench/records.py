@@ -4,7 +4,8 @@
 
 - `manifest.json`: what was run (resolved configuration, code, versions, device, data) and how it ended;
 - `metrics.jsonl`: append-only, one value a line: name, value, unit, step, tokens, split, time;
-- `checkpoint/`: the weights, and while the run goes on, what is needed to resume it.
+- `checkpoint/`: the weights, and while the run goes on, what is needed to resume it;
+- `lease.json`, while the run goes on: which process has it (see `tnbench.ablation.leases`).
 
 Files are replaced atomically, and a broken last line of metrics is ignored and reported.
 """
@@ -12,13 +13,16 @@ Files are replaced atomically, and a broken last line of metrics is ignored and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +30,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tnbench.config import digest
 from tnbench.errors import RequestError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -34,6 +39,12 @@ NUMERIC_SOURCES = ("config.py", "model", "data", "training", "kernels")
 
 ENDED = ("finished", "diverged", "out_of_memory")
 """Outcomes after which a run is not started again."""
+
+UNREADABLE = "its manifest cannot be read"
+FOREIGN = "the manifest in its folder is another run's"
+CHANGED = "the configuration in its manifest was changed after it was written"
+LOST = "its final values are missing from the metrics, or damaged"
+"""Why a record does not count (`RunFolder.problem`)."""
 
 
 @dataclass(frozen=True)
@@ -67,42 +78,102 @@ class RunFolder:
         """Weights and optimizer state of an unfinished run."""
         return self.path / "checkpoint" / "training.safetensors"
 
+    @property
+    def lease(self) -> Path:
+        """Which process has the run, while it goes on."""
+        return self.path / "lease.json"
+
     def read_manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None where there is none or it cannot be read."""
-        try:
-            manifest = json.loads(self.manifest.read_text())
-        except (OSError, ValueError):
-            return None
-        known = isinstance(manifest, dict) and manifest.get("outcome") in (
-            None,
-            "failed",
-            "interrupted",
-            *ENDED,
-        )
-        return manifest if known else None
+        """The manifest, or None where there is none, it cannot be read, or it is another run's."""
+        return self._read()[0]
 
     def outcome(self) -> str | None:
         """How the run ended; None for a run that was never started, has not ended, or has lost its result."""
-        outcome = (self.read_manifest() or {}).get("outcome")
-        if outcome == "finished":
-            values, _ = read_metrics(self.metrics)
-            if not any(value.get("split") == "report" for value in values):
-                return None
-        return outcome
+        manifest = self.read_manifest()
+        return None if manifest is None or self._lost(manifest) else manifest.get("outcome")
+
+    def problem(self) -> str | None:
+        """Why the record that is there does not count; None where it does, or there is none."""
+        manifest, problem = self._read()
+        return self._lost(manifest) if manifest else problem
+
+    def set_aside(self) -> Path | None:
+        """Move a record that is not this run's out of the way, and give the folder that it lies in now.
+
+        None, and nothing moved, if what is there is this run's, readable or not.
+        """
+        _, problem = self._read()
+        if problem not in (FOREIGN, CHANGED):
+            return None
+        aside = next(path for n in itertools.count(1) if not (path := self.path / f"set-aside-{n}").exists())
+        aside.mkdir()
+        for path in (self.metrics, self.weights.parent, self.manifest):  # the manifest, which names it, last
+            if path.exists():
+                os.replace(path, aside / path.name)
+        return aside
+
+    def _read(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The manifest, or what is wrong with it."""
+        try:
+            manifest = json.loads(self.manifest.read_text())
+        except FileNotFoundError:
+            return None, None
+        except (OSError, ValueError):
+            return None, UNREADABLE
+        outcomes = (None, "failed", "interrupted", *ENDED)
+        if not isinstance(manifest, dict) or manifest.get("outcome") not in outcomes:
+            return None, UNREADABLE
+        if manifest.get("run_id", self.id) != self.id:
+            return None, FOREIGN
+        if manifest.get("config_hash", "") not in ("", digest(manifest.get("config"))):
+            return None, CHANGED
+        return manifest, None
+
+    def _lost(self, manifest: Mapping[str, Any]) -> str | None:
+        """What a finished run lacks of its result: the manifest has the reported values once more."""
+        if manifest.get("outcome") != "finished":
+            return None
+        values, _ = read_metrics(self.metrics)
+        found = {(v.get("split"), v["name"]): v["value"] for v in values}
+        final = {split: seen.get("values", {}) for split, seen in manifest.get("evaluation", {}).items()}
+        same = all(found.get((split, name)) == final[split][name] for split in final for name in final[split])
+        return None if same and any(split == "report" for split, _ in found) else LOST
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> Path:
+    """A new name beside `path` for a file that will replace it; no other process or host has the same."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes have left half written, in a folder that nobody else writes to now."""
+    for pattern in (".*.tmp", ".tmp*"):  # ours, and those of safetensors
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -129,19 +200,18 @@ def require_writable(folder: Path) -> None:
 
 
 class MetricsLog:
-    """Appends values to `metrics.jsonl`. A line that a crash cut short is dropped on opening."""
+    """Writes `metrics.jsonl`, and keeps its text, which goes into checkpoints."""
 
-    def __init__(self, path: Path, length: int | None = None) -> None:
-        """Open for appending; `length` bytes (those of the resumed checkpoint) are kept, all by default."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab+")  # noqa: SIM115  closed by close()
-        size = self._file.seek(0, os.SEEK_END)
-        if length is None:
-            self._file.seek(0)
-            length = self._file.read().rfind(b"\n") + 1
-        if size > length:
-            self._file.truncate(length)
-        self._file.seek(0, os.SEEK_END)
+    def __init__(self, path: Path, text: bytes = b"") -> None:
+        """Begin a new file with `text`, that of the resumed checkpoint.
+
+        The file that was there is replaced, not continued: a process that has lost the run without knowing it
+        yet writes its lines into the old one, which has no name any more.
+        """
+        write_atomic(path, text)
+        self.text = bytearray(text)
+        self._written = len(text)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
 
     def write(
         self, name: str, value: float, unit: str, *, step: int, tokens: int, split: str = "train"
@@ -151,19 +221,27 @@ class MetricsLog:
         line.update(split=split, time=round(time.time(), 3))
         if not math.isfinite(value):
             line.update(value=None, nonfinite=str(value))
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self.text += json.dumps(line).encode() + b"\n"
+        if len(self.text) - self._written > 1 << 13:
+            self._write_out()
 
-    def flush(self) -> int:
-        """Bring all lines to disk and return the file's length in bytes."""
-        self._file.flush()
+    def flush(self) -> None:
+        """Bring all lines to disk."""
+        self._write_out()
         os.fsync(self._file.fileno())
-        return self._file.tell()
 
-    def close(self) -> None:
-        """Flush and close."""
+    def close(self, flush: bool = True) -> None:
+        """Close the file; without `flush`, lines that are not in it yet are dropped."""
         if not self._file.closed:
-            self.flush()
-            self._file.close()
+            try:
+                if flush:
+                    self.flush()
+            finally:
+                self._file.close()
+
+    def _write_out(self) -> None:
+        while self._written < len(self.text):
+            self._written += self._file.write(self.text[self._written :]) or 0
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -22,6 +22,7 @@ from tnbench.config import (
     TrainingConfig,
     check,
     shortened,
+    shown,
 )
 from tnbench.errors import RequestError, nearest
 
@@ -35,12 +36,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not all(word and word.isprintable() for word in key.split(".")):
-            raise RequestError(f"{key!r} is no key; keys are words joined by dots, such as model.decay")
+            raise RequestError(
+                f"{shortened(key)} is no key; keys are words joined by dots, such as model.decay"
+            )
         name = prefix + key
         items = flatten(value, name + ".") if isinstance(value, Mapping) and value else {name: value}
         for item, inner in items.items():
             if item in flat:
-                raise RequestError(f"{item} is given twice")
+                raise RequestError(f"{shown(item)} is given twice")
             flat[item] = inner
     return flat
 
@@ -101,7 +104,7 @@ def resolve(*layers: Mapping[str, Any], pinned: Mapping[str, Any] | None = None)
         for key, value in _names_first(layer):
             section, _, rest = key.partition(".")
             if section in other:
-                _assign(other[section], rest, value, {"schedule": "schedule"})
+                _assign(other[section], rest, value, {"schedule": "schedule"}, section)
     return check(RunConfig, {"model": model, **other}, "")
 
 
@@ -113,7 +116,9 @@ def _known_tops(layers: Iterable[Mapping[str, Any]]) -> None:
                 sections = [f"{s}.{f}" for s, m in _SECTIONS.items() for f in m.model_fields] + ["model.norm"]
                 near = nearest(key, sections) if dot else "keys begin with model., data. or training."
                 bare = [name for name in sections if name.split(".")[1] == key]
-                raise RequestError(f"unknown key {key}, " + (f"did you mean {bare[0]}?" if bare else near))
+                raise RequestError(
+                    f"unknown key {shown(key)}, " + (f"did you mean {bare[0]}?" if bare else near)
+                )
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
@@ -130,11 +135,13 @@ def _model_values(layers: list[dict[str, Any]], keep: Mapping[str, Any]) -> dict
         labels.update({name: mine[name] for name in LABELS if name in mine})
         applied.append({key: value for key, value in mine.items() if key not in LABELS})
 
+    for name, value in labels.items():
+        if shown(value) != value:
+            raise RequestError(f"model.{name} = {shortened(value)}: expected a name, as in tnbench list")
     if labels["convention"] not in ("v1", "v2"):
         raise RequestError(f"model.convention = {labels['convention']!r}: known: v1, v2")
-    preset = registry.find("preset", str(labels["preset"]), "model.preset")
-    values: dict[str, Any] = {**preset.target(str(labels["size"]), labels["convention"]), **labels}
-    values["size"] = str(labels["size"])
+    preset = registry.find("preset", labels["preset"], "model.preset")
+    values: dict[str, Any] = {**preset.target(labels["size"], labels["convention"]), **labels}
     kinds = _component_kinds()
     for name, kind in kinds.items():
         if not isinstance(values[name], list):
@@ -162,18 +169,20 @@ def _as_spec(value: Any) -> dict[str, Any]:
     return {"name": "none" if value is None else value}
 
 
-def _assign(values: dict[str, Any], key: str, value: Any, kinds: Mapping[str, str]) -> None:
+def _assign(
+    values: dict[str, Any], key: str, value: Any, kinds: Mapping[str, str], section: str = "model"
+) -> None:
     """Set a dotted key. For a component, a name replaces it and another key sets one parameter."""
     top, _, inner = key.partition(".")
     if top not in kinds:
         if inner:
-            raise RequestError(f"{top} is a single value and has no key {inner}")
+            raise RequestError(f"{section}.{shown(top)} is a single value and has no key {shown(inner)}")
         values[top] = value
     elif not inner:
         values[top] = list(value) if top == "mixer" and isinstance(value, list | tuple) else _as_spec(value)
     elif inner == "name":
         values[top] = registry.canonical(kinds[top], {"name": value})
     elif isinstance(values.get(top), list):
-        raise RequestError(f"model.{top} is a list of {top}s: set it as a whole, not its key {inner}")
+        raise RequestError(f"model.{top} is a list of {top}s: set it as a whole, not its key {shown(inner)}")
     else:
         values[top] = {**values.get(top, {}), inner: value}

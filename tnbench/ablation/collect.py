@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from tnbench.ablation.suite import PlannedRun, Suite, shipped_suites
+from tnbench.ablation.suite import PlannedRun, Suite, Variant
+from tnbench.ablation.suite_file import shipped_suites
 from tnbench.records import ENDED, read_metrics
-from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, SuiteResults
+from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, TUNING_COLUMNS, Matching, SuiteResults
 
 FINAL = {
     "val_bits_per_byte": "val_bits_per_byte",
@@ -26,9 +27,10 @@ COPIED = ("reason", "stopped_step", "tokens_per_second", "peak_memory_bytes", "s
 
 def collect(suite: Suite) -> SuiteResults:
     """Read the records of every planned run; runs of other configurations or code are counted, not shown."""
-    rows, curves, notes = [], [], []
+    rows, tuning, curves, notes = [], [], [], []
     manifests: list[dict[str, Any]] = []
-    planned = suite.runs()
+    planned, found = suite.runs(), suite.search()
+    grid = suite.file.tune.grid if suite.file.tune else {}
     for run in planned:
         own = run.folder.read_manifest()
         if own is None and run.folder.manifest.exists():
@@ -37,8 +39,15 @@ def collect(suite: Suite) -> SuiteResults:
         values, problems = read_metrics(run.folder.metrics) if own else ([], [])
         notes += problems
         notes += [f"run {run.folder.id}: {note}" for note in (own or {}).get("notes", [])]
-        rows.append(_row(run, own or {}, values))
+        row = _row(run, own or {}, values)
+        if run.phase == "tune":
+            tuning.append(_tuning_row(suite, run, row))
+            continue
+        rows.append(row)
         curves += [_curve_row(run, value) for value in values if value.get("split") != "report"]
+    if found and not found.choices:  # which runs will be reported depends on it
+        rows += [_unchosen(variant, seed) for seed in suite.seeds for variant in suite.variants]
+        notes.append(_untuned(suite, tuning))
     notes += _strangers(suite, {run.folder.id for run in planned})
     return SuiteResults(
         name=suite.name,
@@ -49,29 +58,49 @@ def collect(suite: Suite) -> SuiteResults:
         curves=pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
         metric=suite.file.analysis.metric,
         alpha=suite.file.analysis.alpha,
+        margin=suite.file.analysis.margin,
         fixed=suite.file.fixed,
         facts=_facts(suite, manifests),
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
+        matched_by=suite.file.match.by if suite.file.match else "",
+        matching={
+            variant.name: Matching(variant.matched.changed, variant.matched.residual)
+            for variant in suite.variants
+            if variant.matched
+        },
+        tuning=pd.DataFrame(tuning, columns=[*TUNING_COLUMNS, *grid]),
+        choices=found.choices if found else {},
+        repeats=frozenset(variant.name for variant in suite.variants if variant.repeat),
     )
 
 
+def _unchosen(variant: Variant, seed: int) -> dict[str, Any]:
+    """A reported run whose hyperparameters are not known yet."""
+    training = variant.config.training
+    return {
+        **dict.fromkeys(RUN_COLUMNS, math.nan),
+        "variant": variant.name,
+        "seed": seed,
+        "run_id": "",
+        "outcome": "missing",
+        "reason": "",
+        "host": "",
+        "parameters": variant.parameters["total"],
+        "non_embedding_parameters": variant.parameters["non_embedding"],
+        "flops_per_token": variant.flops_per_token,
+        "state_size": variant.state_size,
+        "steps": training.total_steps,
+        "tokens": training.total_steps * training.batch_tokens,
+    }
+
+
 def _row(run: PlannedRun, manifest: dict[str, Any], values: list[dict[str, Any]]) -> dict[str, Any]:
-    variant, training = run.variant, run.config.training
-    row: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, math.nan)
+    row = _unchosen(run.variant, run.seed)
     outcome = manifest.get("outcome") or ("interrupted" if manifest else "missing")
     last = {value["name"]: value for value in values if value.get("split") == "train"}
     row.update(
-        variant=variant.name,
-        seed=run.seed,
         run_id=run.folder.id,
         outcome=outcome,
-        reason="",
-        parameters=variant.parameters["total"],
-        non_embedding_parameters=variant.parameters["non_embedding"],
-        flops_per_token=variant.flops_per_token,
-        state_size=variant.state_size,
-        steps=training.total_steps,
-        tokens=training.total_steps * training.batch_tokens,
         host=manifest.get("provenance", {}).get("host", ""),
         train_seconds=manifest.get("training_seconds", math.nan),
         train_loss_nats=last.get("train_loss", {}).get("value", math.nan),
@@ -82,6 +111,25 @@ def _row(run: PlannedRun, manifest: dict[str, Any], values: list[dict[str, Any]]
         final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}
         row.update({column: final.get(name, math.nan) for column, name in FINAL.items()})
     return row
+
+
+def _tuning_row(suite: Suite, run: PlannedRun, row: dict[str, Any]) -> dict[str, Any]:
+    value = suite.tuned_value(run)
+    value = math.nan if value is None or math.isinf(value) else value
+    return {**{name: row.get(name) for name in TUNING_COLUMNS}, "value": value, **run.point}
+
+
+def _untuned(suite: Suite, tuning: list[dict[str, Any]]) -> str:
+    left = [row for row in tuning if row["outcome"] not in ENDED]
+    lost = [row["run_id"] for row in tuning if row["outcome"] == "finished" and math.isnan(row["value"])]
+    if lost and not left:
+        return (
+            f"tuning cannot choose: the value of {lost[0]} on the tune split is lost; delete "
+            f"{suite.folder / 'runs' / lost[0]} and run the suite again"
+        )
+    return (
+        f"tuning has not ended: {len(left)} of its {len(tuning)} runs are missing, so nothing is reported yet"
+    )
 
 
 def _curve_row(run: PlannedRun, value: dict[str, Any]) -> dict[str, Any]:
@@ -122,16 +170,25 @@ def _facts(suite: Suite, manifests: list[dict[str, Any]]) -> dict[str, str]:
         "tokens per run": f"{tokens:,} ({epochs:.2g} epochs)",
         "device": device,
         "precision": training.precision,
-        "learning rate": f"{training.learning_rate:g}, not tuned per variant",
+        "learning rate": _learning_rate(suite, training.learning_rate),
         "versions": _all(_versions(provenance) for provenance in provenances),
         "commit": _all(_commit(provenance) for provenance in provenances),
         "source hash": _all(provenance.get("source_hash", "") for provenance in provenances),
         "suite": f"{suite.path.name} ({suite.digest()})",
-        "command": _command(suite),
+        "command": command_again(suite),
     }
     if suite.file.paper.table:
         facts["paper"] = suite.file.paper.table
     return {key: value for key, value in facts.items() if value}
+
+
+def _learning_rate(suite: Suite, rate: float) -> str:
+    tune = suite.file.tune
+    if tune is None or "training.learning_rate" not in tune.grid:
+        return f"{rate:g}, not tuned per variant"
+    grid = ", ".join(f"{value:g}" for value in tune.grid["training.learning_rate"])
+    seeds = ", ".join(map(str, suite.file.seeds.tune))
+    return f"tuned per variant on {grid}, widened at most {tune.widen} times at each end, with seeds {seeds}"
 
 
 def _all(values: Iterable[str]) -> str:
@@ -148,7 +205,7 @@ def _commit(provenance: dict[str, Any]) -> str:
     return f"{commit[:12]}{f' with uncommitted changes ({diff})' if diff else ''}" if commit else ""
 
 
-def _command(suite: Suite) -> str:
+def command_again(suite: Suite) -> str:
     """The command that makes these results again."""
     name = suite.name if shipped_suites().get(suite.name) == suite.path else str(suite.path)
     words = ["tnbench", "ablate", name]

@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.ablation.execute import Ledger
-from tnbench.ablation.suite import PlannedRun, Suite
+from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.records import read_metrics
 from tnbench.report import words
 from tnbench.report.results import METRICS
 
 MARKS = {"finished": "●", "diverged": "✗", "out_of_memory": "✗", "failed": "!", None: "○"}
 STYLES = {"finished": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red", None: "dim"}
-LEGEND = "● finished  ◐ running  ○ waiting  ✗ diverged or out of memory  ! failed"
+LEGEND = "● finished  ◐ running  ◌ running elsewhere  ○ waiting  ✗ diverged or out of memory  ! failed"
 
 
 def duration(seconds: float) -> str:
@@ -51,21 +51,36 @@ def plan_table(
         table.add_column(name, justify="right")
     if seconds is not None:
         table.add_column("time per run\non this machine", justify="right")
-    done = Counter(run.variant.name for run in suite.runs() if run.folder.id in outcomes)
+    if suite.file.match:
+        table.add_column(f"{suite.file.match.by}\nto base", justify="right")
+    planned = suite.runs()
+    done = Counter(run.variant.name for run in planned if run.folder.id in outcomes)
+    expected = Counter(run.variant.name for run in planned)
+    if all(run.phase == "tune" for run in planned):  # the reported runs are not known yet
+        expected.update({variant.name: len(suite.seeds) for variant in suite.variants})
     for variant in suite.variants:
         cells = [
             variant.name,
-            words.diff(variant.diff, variant.name == suite.base),
+            _change(variant, suite.base),
             words.short(variant.parameters["non_embedding"]),
             f"{variant.flops_per_token / 1e6:.3g}",
             words.short(variant.state_size),
-            f"{done[variant.name]}/{len(suite.seeds)}",
+            f"{done[variant.name]}/{expected[variant.name]}",
         ]
         if seconds is not None:
             estimate = seconds[variant.name]
             cells.append("not estimated" if estimate is None else f"about {duration(estimate)}")
+        if suite.file.match:
+            cells.append(words.percent(variant.matched.residual) if variant.matched else "base")
         table.add_row(*cells)
     return table
+
+
+def _change(variant: Variant, base: str) -> str:
+    """The diff, and the widths that were solved for."""
+    change = words.diff(variant.diff, variant.name == base)
+    solved = variant.matched.changed if variant.matched else {}
+    return f"{change}; matched: {words.diff(solved, is_base=False)}" if solved else change
 
 
 def plan_line(suite: Suite) -> str:
@@ -117,6 +132,9 @@ class Watcher:
             self.live.update(self._table(ledger))
 
     def _final_value(self, run: PlannedRun) -> float:
+        if run.phase == "tune":  # what it says on the report split is nobody's affair
+            value = self.suite.tuned_value(run)
+            return math.nan if value is None else value
         values, _ = read_metrics(run.folder.metrics)
         final = [v["value"] for v in values if v["name"] == self.metric.curve and v.get("split") == "report"]
         return final[-1] if final else math.nan
@@ -130,7 +148,8 @@ class Watcher:
         took = duration(time.monotonic() - self.began[run.folder.id])
         count = f"[{len(ledger.outcomes)}/{len(ledger.planned)}]"
         self.console.print(
-            f"{count} {run.variant.name}, seed {run.seed}: {result} ({took}{rest})", highlight=False
+            f"{count} {run.variant.name}{_purpose(run)}, seed {run.seed}: {result} ({took}{rest})",
+            highlight=False,
         )
 
     def _table(self, ledger: Ledger) -> Table:
@@ -155,24 +174,32 @@ class Watcher:
                 if run_id in ledger.running:
                     marks.append("◐ ", "cyan")
                     running.append(_where(run, ledger))
+                elif run_id in ledger.elsewhere:
+                    marks.append("◌ ", "cyan")
                 else:
                     marks.append(MARKS[outcome] + " ", STYLES[outcome])
-                if outcome == "finished":
+                if outcome == "finished" and run.phase == "report":
                     values.append(self.values.get(run_id, math.nan))
             mean = f"{sum(values) / len(values):.4f}" if values else "–"
             table.add_row(variant.name, marks, "; ".join(running), mean)
         return table
 
 
+def _purpose(run: PlannedRun) -> str:
+    """What a tuning run tries; nothing for a reported one."""
+    return f", tuning: {words.point(run.point)}" if run.phase == "tune" else ""
+
+
 def _where(run: PlannedRun, ledger: Ledger) -> str:
     progress = ledger.running[run.folder.id]
+    name = f"seed {run.seed}{_purpose(run)}"
     if progress is None:
-        return f"seed {run.seed}: starting"
+        return f"{name}: starting"
     if progress.phase == "evaluating":
-        return f"seed {run.seed}: evaluating"
+        return f"{name}: evaluating"
     share = progress.step / progress.steps
     speed = f"{progress.tokens_per_second:,.0f} tokens/s"
-    return f"seed {run.seed}: {share:.0%}, loss {progress.loss:.3f} nats, {speed}"
+    return f"{name}: {share:.0%}, loss {progress.loss:.3f} nats, {speed}"
 
 
 def status_table(suite: Suite) -> Table:
@@ -189,6 +216,8 @@ def status_table(suite: Suite) -> Table:
             state = f"at step {step} of {run.config.training.total_steps}" if manifest else "waiting"
         elif manifest.get("reason"):
             state = f"{state.replace('_', ' ')}: {manifest['reason']}"
+        if run.phase == "tune":
+            state += f" (tuning: {words.point(run.point)})"
         table.add_row(
             run.variant.name,
             str(run.seed),

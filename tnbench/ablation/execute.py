@@ -1,22 +1,32 @@
-"""Run what a suite is missing, on as many workers as the machine has room for."""
+"""Run what a suite is missing, on as many workers as the machine has room for.
+
+Several commands may do so at the same time, on one host or on several that share the results folder: a run
+that another one has (see `leases`) is left to it, and taken up only if it is given up there.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
+from tnbench.ablation import leases
 from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.ablation.workers import SPAWN, Task, Worker, fail
-from tnbench.records import ENDED
+from tnbench.records import ENDED, RunFolder, remove_unfinished
 from tnbench.training.loop import Progress
 
 POLL_SECONDS = 0.25
+ELSEWHERE_SECONDS = 1.0
+"""Between two looks at the runs that other commands have."""
 PATIENCE_SECONDS = 60.0
 """How long workers may take to reach a step's end and write a checkpoint after Ctrl-C."""
 
@@ -25,11 +35,16 @@ PATIENCE_SECONDS = 60.0
 class Ledger:
     """What is known of a suite's runs while it is executed."""
 
-    planned: list[PlannedRun]
+    planned: list[PlannedRun] = field(default_factory=list)
+    """All runs known so far: with tuning, the results of some decide on others."""
     outcomes: dict[str, str] = field(default_factory=dict)
     """Run id → outcome, of runs that have ended."""
     running: dict[str, Progress | None] = field(default_factory=dict)
     """Run id → where it is."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Run ids of runs that another command is training."""
+    unrecorded: dict[str, str] = field(default_factory=dict)
+    """Run id → reason, of failed runs whose failure could not be written: a full disk, say."""
     started: float = field(default_factory=time.monotonic)
     first_steps: dict[str, int] = field(default_factory=dict)
     """Step at which a run began in this execution: what lay behind it is no progress of ours."""
@@ -38,10 +53,10 @@ class Ledger:
     interrupted: bool = False
 
     def work_left(self) -> int:
-        """Optimizer steps still to do."""
+        """Optimizer steps still to do here."""
         left = 0
         for run in self.planned:
-            if run.folder.id not in self.outcomes:
+            if run.folder.id not in self.outcomes and run.folder.id not in self.elsewhere:
                 progress = self.running.get(run.folder.id)
                 left += run.config.training.total_steps - (progress.step if progress else 0)
         return left
@@ -91,115 +106,204 @@ def execute(
         watch: called a few times a second, and whenever a run ends.
 
     Returns:
-        The ledger; `interrupted` says that Ctrl-C ended it, `outcomes` holds what has ended.
+        The ledger; `interrupted` says that Ctrl-C ended it, `outcomes` holds what has ended, also elsewhere.
     """
-    ledger = Ledger(suite.runs(), ended_outcomes(suite))
-    waiting = [run for run in ledger.planned if run.folder.id not in ledger.outcomes]
-    if not waiting:
+    crew = _Crew(suite, workers or default_workers(suite, sys.maxsize), keep_weights)
+    ledger = crew.ledger
+    crew.look()
+    if not crew.waiting:
         return ledger
-    stop = SPAWN.RawValue("b", 0)  # no lock: one that is held by a killed worker would stop the others
-    count = min(workers or default_workers(suite, len(waiting)), len(waiting))
-
-    def hire(index: int) -> Worker:
-        return Worker(stop, index if suite.device == "cuda" else None)
-
     with _interruptible():
-        crew: list[Worker] = []
         try:
-            crew += [hire(index) for index in range(count)]
-            while waiting or any(worker.task for worker in crew):
-                for worker in crew:
-                    if worker.task is None and waiting:
-                        run = waiting.pop(0)
-                        ledger.running[run.folder.id] = None
-                        worker.start(_task(suite, run, keep_weights))
-                for worker in list(crew):
-                    if worker.task and worker.silent:
-                        _bury(worker, ledger)
-                        crew.remove(worker)
-                        if waiting:
-                            crew.append(hire(worker.device_index or 0))
-                _listen(crew, ledger)
+            while crew.busy():
+                crew.assign()
+                crew.listen()
+                crew.ask_elsewhere()
                 watch(ledger)
+                if not crew.busy():
+                    crew.look()
         except _Interrupt:
             ledger.interrupted = True
-            _wind_down(crew, stop, ledger, watch)
+            crew.wind_down(watch)
         except BaseException:  # whatever it is, the runs keep what they have
-            _wind_down(crew, stop, ledger, lambda ledger: None)
+            crew.wind_down(lambda ledger: None)
             raise
         finally:
-            for worker in crew:
-                worker.close()
+            crew.dismiss()
     watch(ledger)
     return ledger
 
 
-def _task(suite: Suite, run: PlannedRun, keep_weights: bool) -> Task:
-    attributes: dict[str, Any] = {
-        "suite": suite.name,
-        "suite_hash": suite.digest(),
-        "variant": run.variant.name,
-        "diff": run.variant.diff,
-        "seed": run.seed,
-    }
-    return Task(run.config, run.folder, attributes, keep_weights)
+class _Crew:
+    """The workers of one execution, and the runs that wait for them."""
 
+    def __init__(self, suite: Suite, size: int, keep_weights: bool) -> None:
+        self.suite, self.size, self.keep_weights = suite, size, keep_weights
+        self.ledger = Ledger()
+        self.waiting: deque[PlannedRun] = deque()
+        self._former: dict[str, dict[str, Any] | None] = {}
+        self._workers: list[Worker] = []
+        self._stop = SPAWN.RawValue(
+            "b", 0
+        )  # no lock: one that is held by a killed worker would stop the others
+        self._asked = time.monotonic()
 
-def _listen(crew: list[Worker], ledger: Ledger) -> None:
-    """Take in what the workers have said since the last time."""
-    busy = {worker.connection: worker for worker in crew if worker.task}
-    for connection in wait(list(busy), POLL_SECONDS):
-        worker = busy[connection]  # type: ignore[index]
-        while worker.task and worker.connection.poll():
-            try:
-                kind, content = worker.connection.recv()
-            except (EOFError, OSError):
-                worker.silent = True
-                break
-            run_id = worker.task.folder.id
-            if kind == "progress":
-                ledger.first_steps.setdefault(run_id, content.step - 1)
-                ledger.running[run_id] = content
+    def look(self) -> None:
+        """Take in the runs that the suite knows of by now; those that have not ended will be trained."""
+        known = {run.folder.id for run in self.ledger.planned}
+        for run in self.suite.runs():
+            folder = run.folder
+            if folder.id in known:
+                continue
+            known.add(folder.id)
+            self.ledger.planned.append(run)
+            if (outcome := folder.outcome()) in ENDED:
+                self.ledger.outcomes[folder.id] = outcome
+                _tidy(folder)
             else:
-                last = ledger.running.pop(run_id, None)
-                if last:
-                    ledger.steps_ended += last.step - ledger.first_steps.get(run_id, 0)
-                if content != "interrupted":
-                    ledger.outcomes[run_id] = content
-                worker.task = None
+                self._former[folder.id] = folder.read_manifest()
+                self.waiting.append(run)
+
+    def busy(self) -> bool:
+        """Whether there is a run to be trained or waited for."""
+        return bool(self.waiting or self.ledger.running or self.ledger.elsewhere)
+
+    def assign(self) -> None:
+        """Give waiting runs to idle workers; a worker is hired where all are busy and there is room."""
+        for worker in [worker for worker in self._workers if worker.silent]:
+            self._bury(worker)
+        while self.waiting:
+            worker = next((worker for worker in self._workers if worker.task is None), None)
+            if worker is None and len(self._workers) < self.size:
+                worker = self._hire()
+            if worker is None:
+                return
+            run = self.waiting.popleft()
+            self.ledger.running[run.folder.id] = None
+            former = self._former[run.folder.id]
+            worker.start(Task(run.config, run.folder, self._attributes(run), self.keep_weights, former))
+
+    def listen(self) -> None:
+        """Take in what the workers have said since the last time."""
+        busy = {worker.connection: worker for worker in self._workers if worker.task and not worker.silent}
+        if not busy:
+            time.sleep(POLL_SECONDS)
+        for connection in wait(list(busy), POLL_SECONDS):
+            worker = busy[connection]  # type: ignore[index]
+            while worker.task and worker.connection.poll():
+                try:
+                    kind, content = worker.connection.recv()
+                except (EOFError, OSError):
+                    worker.silent = True
+                    break
+                self._hear(worker, kind, content)
+
+    def ask_elsewhere(self) -> None:
+        """Look whether the runs that other commands have were ended, or given up, which makes them ours."""
+        if time.monotonic() - self._asked < ELSEWHERE_SECONDS:
+            return
+        self._asked = time.monotonic()
+        for run in self.ledger.planned:
+            if run.folder.id in self.ledger.elsewhere:
+                outcome = run.folder.outcome()
+                if outcome in ENDED:
+                    self.ledger.outcomes[run.folder.id] = outcome
+                elif leases.holder(run.folder) is None:
+                    self.waiting.append(run)
+                else:
+                    continue
+                self.ledger.elsewhere.discard(run.folder.id)
+
+    def wind_down(self, watch: Callable[[Ledger], None]) -> None:
+        """Ask the workers for a checkpoint; a second Ctrl-C does not wait for it."""
+        self._stop.value = 1
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with suppress(_Interrupt):
+            while any(worker.task and not worker.silent for worker in self._workers):
+                if time.monotonic() > deadline:
+                    break
+                self.listen()
+                watch(self.ledger)
+        for worker in self._workers:
+            if worker.task:
+                worker.process.kill()
+
+    def dismiss(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.close()
+
+    def _hire(self) -> Worker:
+        taken = {worker.device_index for worker in self._workers}
+        free = next(index for index in itertools.count() if index not in taken)
+        worker = Worker(self._stop, free if self.suite.device == "cuda" else None)
+        self._workers.append(worker)
+        return worker
+
+    def _attributes(self, run: PlannedRun) -> dict[str, Any]:
+        return {
+            "suite": self.suite.name,
+            "suite_hash": self.suite.digest(),
+            "variant": run.variant.name,
+            "diff": run.variant.diff,
+            "seed": run.seed,
+            "phase": run.phase,
+            "point": run.point,
+        }
+
+    def _hear(self, worker: Worker, kind: str, content: Any) -> None:
+        assert worker.task is not None
+        ledger, run_id = self.ledger, worker.task.folder.id
+        if kind == "progress":
+            ledger.first_steps.setdefault(run_id, content.step - 1)
+            ledger.running[run_id] = content
+            return
+        worker.task = None
+        last = ledger.running.pop(run_id, None)
+        if last:
+            ledger.steps_ended += last.step - ledger.first_steps.get(run_id, 0)
+        if kind == "elsewhere":
+            ledger.elsewhere.add(run_id)
+        elif kind == "unrecorded":
+            ledger.outcomes[run_id] = "failed"
+            ledger.unrecorded[run_id] = content
+        elif content != "interrupted":
+            ledger.outcomes[run_id] = content
+
+    def _bury(self, worker: Worker) -> None:
+        """A worker that died took its run with it: that is an outcome, with what is known of the reason."""
+        self._workers.remove(worker)
+        worker.process.join()
+        if worker.task is None:
+            return
+        folder, attributes = worker.task.folder, worker.task.attributes
+        code = worker.process.exitcode or 0
+        reason = f"its process ended with status {code}"
+        if code < 0:
+            reason = f"its process was killed by {signal.Signals(-code).name}"
+            reason += ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        try:
+            lease = leases.acquire(folder)  # the dead worker has lost it
+            if lease is None:
+                self._hear(worker, "elsewhere", None)
+                return
+            with lease:
+                ended = folder.outcome()
+                if ended not in ENDED:
+                    fail(folder, attributes, reason)
+                    ended = "failed"
+            self._hear(worker, "done", ended)
+        except OSError as error:
+            self._hear(worker, "unrecorded", f"{reason}; {error}")
 
 
-def _bury(worker: Worker, ledger: Ledger) -> None:
-    """A worker that died took its run with it: killed is an outcome, with what is known of the reason."""
-    assert worker.task is not None
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    reason = f"its process ended with status {code}"
-    if code < 0:
-        reason = f"its process was killed by {signal.Signals(-code).name}"
-        reason += ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-    fail(worker.task, reason)
-    folder = worker.task.folder
-    ledger.running.pop(folder.id, None)
-    ledger.outcomes[folder.id] = "failed"
-    worker.task = None
-
-
-def _wind_down(crew: list[Worker], stop: Any, ledger: Ledger, watch: Callable[[Ledger], None]) -> None:
-    """Ask the workers for a checkpoint; a second Ctrl-C does not wait for it."""
-    stop.value = 1
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    try:
-        while any(worker.task and not worker.silent for worker in crew):
-            if time.monotonic() > deadline:
-                break
-            _listen(crew, ledger)
-            watch(ledger)
-    except _Interrupt:
-        pass
-    for worker in crew:
-        if worker.task:
-            worker.process.kill()
+def _tidy(folder: RunFolder) -> None:
+    """Remove what a process that was killed at the very end of a run has left."""
+    if folder.resume.exists() or folder.lease.exists() or any(folder.path.glob(".*.tmp")):
+        with suppress(OSError), leases.acquire(folder) or nullcontext() as lease:
+            if lease:
+                folder.resume.unlink(missing_ok=True)
+                remove_unfinished(folder.path)
 
 
 @contextmanager

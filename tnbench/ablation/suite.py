@@ -1,102 +1,29 @@
-"""A suite: a base, variants that are small diffs to it, and seeds. Read from YAML, checked first."""
+"""A suite: a base, variants that are small diffs to it, and seeds; checked down to its corpus and shapes."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import yaml
-from pydantic import Field, field_validator, model_validator
 
-from tnbench.config import RunConfig, Strict, check, digest, run_id
+from tnbench.ablation.matching import Matched, matched
+from tnbench.ablation.suite_file import SuiteFile, find_suite, read_suite_file
+from tnbench.ablation.tuning import Point, Search, search
+from tnbench.config import RunConfig, check, digest, run_id
 from tnbench.data import TokenData, prepare
-from tnbench.errors import RequestError, nearest
+from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
-from tnbench.records import RunFolder, source_hash
+from tnbench.records import RunFolder, read_metrics, source_hash
 from tnbench.report.results import METRICS
 from tnbench.resolution import flatten, resolve
 
-SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
-Seed = Annotated[int, Field(ge=0)]
-
-
-class Seeds(Strict):
-    """Seeds of the runs; equal numbers mean the same data order, so that variants can be paired."""
-
-    report: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Seeds of the reported runs."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, value: Any) -> Any:
-        """`3` stands for 0, 1, 2 and a list for `report`."""
-        if isinstance(value, str | float) or value is True or value in (0, [], None):
-            raise RequestError(f"{value!r}: expected how many, as in 3, or a list, as in [0, 1, 2]")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return {"report": list(range(value))}
-        return {"report": value} if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Seeds:
-        if len(set(self.report)) < len(self.report):
-            raise RequestError("a seed is listed twice")
-        return self
-
-
-class Analysis(Strict):
-    """How the runs are compared."""
-
-    metric: str = "val_bits_per_byte"
-    """The column of runs.csv by which variants are compared; lower is better."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """One minus the coverage of the intervals."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in METRICS:
-            raise RequestError(f"no metric {value!r}, {nearest(value, METRICS)}")
-        return value
-
-
-class Paper(Strict):
-    """What the suite reproduces."""
-
-    table: str = ""
-    """The paper's table or figure."""
-
-
-class SuiteFile(Strict):
-    """The keys of a suite file."""
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _names_and_diffs(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not value:
-            raise RequestError("expected names with a diff each, as in {no-gate: {model.gate: false}}")
-        for name, diff in value.items():
-            if not isinstance(diff, dict | None):
-                raise RequestError(f"{name} = {diff!r}: expected a diff, as in {{model.gate: false}}")
-        return value
-
-    title: str = ""
-    """A line that says what is compared."""
-    base: dict[str, Any]
-    """The configuration that the variants differ from."""
-    variants: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
-    """Name and diff of each variant; the empty diff is the base row."""
-    seeds: Seeds = Seeds()
-    """Seeds of the runs."""
-    fixed: str = ""
-    """What was held fixed: the results hold only for it."""
-    analysis: Analysis = Analysis()
-    """How the runs are compared."""
-    paper: Paper = Paper()
-    """What the suite reproduces."""
+REPEAT_STRIDE = 10**9
+"""The k-th repeat of a configuration draws its weights with seed + k · REPEAT_STRIDE."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +36,10 @@ class Variant:
     parameters: dict[str, int]
     state_size: int
     flops_per_token: float
+    repeat: int = 0
+    """Which repeat of its configuration it is; 0 for the configuration itself."""
+    matched: Matched | None = None
+    """How it was brought to the base's size."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +50,10 @@ class PlannedRun:
     seed: int
     config: RunConfig
     folder: RunFolder
+    phase: str = "report"
+    """`tune` for a run that only serves to choose hyperparameters."""
+    point: Point = field(default_factory=dict)
+    """Hyperparameters from the tuning grid, by dotted key."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +72,99 @@ class Suite:
     """What the command line set."""
 
     def runs(self) -> list[PlannedRun]:
-        """All runs, seed by seed, so that every variant has its first result early."""
-        planned = []
-        for seed in self.seeds:
-            for variant in self.variants:
-                config = with_seed(variant.config, seed)
-                identity = run_id(config, self.data_of(variant).hash, source_hash())
-                planned.append(PlannedRun(variant, seed, config, RunFolder(self.folder / "runs" / identity)))
-        return planned
+        """All runs that are known to be needed, seed by seed, so that every variant has a result early.
+
+        With tuning these are its runs, and once the records of all of them hold a choice, the reported ones.
+        """
+        found = self.search()
+        if found is None:
+            return [self._planned(variant, seed) for seed in self.seeds for variant in self.variants]
+        runs = self.tuning_runs(found)
+        if found.choices:
+            runs += [
+                self._planned(variant, seed, "report", dict(found.choices[variant.name].point))
+                for seed in self.seeds
+                for variant in self.variants
+            ]
+        return runs
+
+    def search(self) -> Search | None:
+        """Where the tuning stands, from the records; None without tuning."""
+        tune = self.file.tune
+        if tune is None:
+            return None
+        variants = {variant.name: variant for variant in self.variants}
+        return search(
+            list(variants),
+            tune.grid,
+            tune.widen,
+            lambda name, point: self._score(variants[name], point),
+            seeds=len(self.file.seeds.tune),
+            ceiling=lambda name: self._uniform(variants[name]),
+        )
+
+    def tuning_runs(self, found: Search) -> list[PlannedRun]:
+        """The runs that a search needs, seed by seed."""
+        return [
+            self._planned(variant, seed, "tune", point)
+            for seed in self.file.seeds.tune
+            for point in found.points
+            for variant in self.variants
+        ]
+
+    def tuned_value(self, run: PlannedRun) -> float | None:
+        """What a tuning run says of its point: the metric at its end on the tune split; None before that.
+
+        Divergence counts as infinity, and so does a model for which the memory does not suffice.
+        """
+        outcome = run.folder.outcome()
+        if outcome in ("diverged", "out_of_memory"):
+            return math.inf
+        if outcome != "finished":
+            return None
+        values, _ = read_metrics(run.folder.metrics)
+        end = run.config.training.total_steps
+        last = [
+            value["value"]
+            for value in values
+            if (value["name"], value.get("split"), value["step"]) == (self.tuned_by, "tune", end)
+        ]
+        return last[-1] if last else None
+
+    @property
+    def tuned_by(self) -> str:
+        """Name of the recorded value that tuning looks at, on the tune split."""
+        return METRICS[self.file.analysis.metric].curve
+
+    def _score(self, variant: Variant, point: Point) -> float | None:
+        values = [
+            self.tuned_value(self._planned(variant, seed, "tune", point)) for seed in self.file.seeds.tune
+        ]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    def _uniform(self, variant: Variant) -> float:
+        """The tuned metric of a model to which all tokens are equally likely."""
+        data = self.data_of(variant)
+        text = data.splits["tune"]
+        bits = math.log2(data.vocab_size)
+        return {
+            "val_loss": bits * math.log(2),
+            "val_loss_bits": bits,
+            "val_bits_per_byte": bits * (len(text.tokens) - 1) / text.text_bytes,
+        }[self.tuned_by]
+
+    def _planned(
+        self, variant: Variant, seed: int, phase: str = "report", point: Point | None = None
+    ) -> PlannedRun:
+        config = with_seed(variant.config, seed, variant.repeat)
+        if point:
+            chosen = {key.removeprefix("training."): value for key, value in point.items()}
+            training = config.training.model_copy(update=chosen)
+            config = config.model_copy(update={"training": training})
+        identity = run_id(config, self.data_of(variant).hash, source_hash())
+        folder = RunFolder(self.folder / "runs" / identity)
+        return PlannedRun(variant, seed, config, folder, phase, point or {})
 
     @property
     def device(self) -> str:
@@ -160,88 +180,10 @@ class Suite:
         return digest(self.file.model_dump(mode="json"))
 
 
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same seed for the initial weights and the data order."""
-    training = config.training.model_copy(update={"init_seed": seed, "data_seed": seed})
-    return config.model_copy(update={"training": training})
-
-
-def shipped_suites() -> dict[str, Path]:
-    """Names and files of the suites that come with the package."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
-
-
-def find_suite(name: str) -> Path:
-    """The file of a shipped name or a path.
-
-    Raises:
-        RequestError: there is none.
-    """
-    known = shipped_suites()
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise RequestError(f"no suite file {name}")
-        return path
-    raise RequestError(f"no suite {name!r}, {nearest(name, known)}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, and mappings remember the lines of their keys."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise RequestError(f"line {line}: the key {key_node.value} reads as {key!r}; write it in quotes")
-        if key in seen:
-            raise RequestError(f"line {line}: {key!r} is given twice, first in line {seen[key]}")
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The file's content, and the line of each key by its path (`variants.none`)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: no UTF-8 text (byte {error.start})") from error
-    try:
-        content = yaml.load(text, Loader=_Loader)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise RequestError(
-            f"{path}{where}: not valid YAML: {' '.join((error.problem or '').split())}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (RequestError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path}, {' '.join(str(error).split()) or 'nested too deeply'}") from error
-    if not isinstance(content, dict):
-        raise RequestError(f"{path}: a suite is a mapping with the keys base and variants")
-    return content, _lines(root, "")
-
-
-def _lines(node: Any, prefix: str) -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            lines.update(_lines(value, name + "."))
-    return lines
+def with_seed(config: RunConfig, seed: int, repeat: int = 0) -> RunConfig:
+    """The same seed for the weights and the data order; in a repeat, the weights have one of their own."""
+    seeds = {"init_seed": seed + repeat * REPEAT_STRIDE, "data_seed": seed}
+    return config.model_copy(update={"training": config.training.model_copy(update=seeds)})
 
 
 def load_suite(
@@ -258,13 +200,13 @@ def load_suite(
         name: a shipped suite or a YAML file; its stem names the results folder.
         results: the folder that results go to.
         settings: dotted keys from the command line, laid over the base.
-        seeds: use the seeds 0 … seeds − 1 in place of the file's.
+        seeds: report the seeds 0 … seeds − 1 in place of the file's.
 
     Raises:
         RequestError: anything that is wrong, in one line with the file's line number where there is one.
     """
     path = find_suite(name)
-    content, lines = _read(path)
+    content, lines = read_suite_file(path)
     settings = dict(settings or {})
 
     def at(key: str) -> str:
@@ -275,51 +217,92 @@ def load_suite(
     except RequestError as error:
         named = next((key for key in sorted(lines, key=len, reverse=True) if f" {key}" in f" {error}"), None)
         raise RequestError(f"{path}{f', line {lines[named]}' if named else ''}: {error}") from error
+    diffs, repeats = _diffs(file, at)
+    _refuse_reserved(file, diffs, settings, at)
+    base = next(name for name, diff in diffs.items() if not diff and name not in repeats)
+
+    reader = _Reader(file, settings, quiet)
+    variants: dict[str, Variant] = {}
+    for variant in sorted(diffs, key=lambda name: name != base):  # its mistakes are the file's
+        where = at(f"variants.{variant}") if variant != base else at("base")
+        try:
+            variants[variant] = reader.read(variant, diffs[variant])
+            if file.match and variant != base:
+                variants[variant] = reader.match(variants[variant], variants[base])
+        except RequestError as error:
+            if settings and variant == base and _valid(file.base):
+                where = "--set"
+            raise RequestError(f"{where}: {error}") from error
+    ordered = _numbered([variants[name] for name in diffs], repeats, reader.data, at)
+    if len({variant.config.training.device for variant in ordered}) > 1:
+        raise RequestError(f"{path}: the variants run on different devices; set one with --device")
+    chosen = list(file.seeds.report) if seeds is None else list(range(seeds))
+    if both := set(chosen) & set(file.seeds.tune if file.tune else ()):
+        raise RequestError(f"--seeds {seeds}: seed {min(both)} is a tuning seed of {path}; use fewer")
+    return Suite(path.stem, path, file, base, ordered, chosen, results / path.stem, reader.data, settings)
+
+
+def _diffs(file: SuiteFile, at: Callable[[str], str]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The diff of each variant, a base row among them, and which variants are repeats."""
     diffs = {variant: dict(diff or {}) for variant, diff in file.variants.items()}
+    repeats = {variant for variant, diff in diffs.items() if diff.pop("repeat", False)}
     for variant in diffs:
         if not variant.strip() or not variant.isprintable():
             raise RequestError(f"{at('variants')}: {variant!r} is no name for a variant; use printable words")
-    for where, keys in (
-        (at("base"), file.base),
-        ("--set", settings),
-        *((at(f"variants.{v}"), d) for v, d in diffs.items()),
-    ):
-        if taken := {"training.init_seed", "training.data_seed"} & flatten(keys).keys():
-            raise RequestError(f"{where}: {min(taken)} is set by the suite's seeds; list them under seeds")
-    if {} not in diffs.values():
+    if all(diff or variant in repeats for variant, diff in diffs.items()):
         if "base" in diffs:
-            raise RequestError(
-                f"{at('variants.base')}: the variant named base has a diff; give it another name"
-            )
+            kind = "is a repeat" if "base" in repeats else "has a diff"
+            raise RequestError(f"{at('variants.base')}: the variant named base {kind}; give it another name")
         diffs = {"base": {}, **diffs}
+    return diffs, repeats
 
-    variants: list[Variant] = []
-    data: dict[str, TokenData] = {}
-    names = sorted(
-        diffs, key=lambda variant: bool(diffs[variant])
-    )  # the base first: its mistakes are the file's
-    for variant in names:
-        where = at(f"variants.{variant}") if diffs[variant] else at("base")
-        try:
-            config = resolve(file.base, diffs[variant], pinned=settings)
-            key = _data_key(config)
-            if key not in data:
-                data[key] = prepare(config.data, quiet=quiet)
-            data[key].check_length(config.data.context)  # variants may differ in it
-            variants.append(_measured(variant, flatten(diffs[variant]), config, data[key].vocab_size))
-        except RequestError as error:
-            if settings and not diffs[variant] and _valid(file.base):
-                where = "--set"
-            raise RequestError(f"{where}: {error}") from error
-    _refuse_duplicates(variants, data, at)
-    devices = {variant.config.training.device for variant in variants}
-    if len(devices) > 1:
-        raise RequestError(f"{path}: the variants run on different devices; set one with --device")
-    order = list(diffs)
-    variants.sort(key=lambda variant: order.index(variant.name))
-    base = next(variant.name for variant in variants if not variant.diff)
-    chosen = list(range(seeds)) if seeds is not None else list(file.seeds.report)
-    return Suite(path.stem, path, file, base, variants, chosen, results / path.stem, data, settings)
+
+def _refuse_reserved(
+    file: SuiteFile, diffs: dict[str, dict[str, Any]], settings: dict[str, Any], at: Callable[[str], str]
+) -> None:
+    """Seeds and tuned keys have a place of their own in the file."""
+    layers = [(at("base"), file.base), ("--set", settings)]
+    layers += [(at(f"variants.{variant}"), diff) for variant, diff in diffs.items()]
+    grid = file.tune.grid if file.tune else {}
+    for where, keys in layers:
+        given = flatten(keys).keys()
+        if taken := {"training.init_seed", "training.data_seed"} & given:
+            raise RequestError(f"{where}: {min(taken)} is set by the suite's seeds; list them under seeds")
+        if taken := grid.keys() & given:
+            raise RequestError(f"{where}: {min(taken)} is tuned, the same grid for all; set it in one place")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes variants of diffs, and prepares the data that they need, each once."""
+
+    file: SuiteFile
+    settings: dict[str, Any]
+    quiet: bool
+    data: dict[str, TokenData] = field(default_factory=dict)
+
+    def read(self, name: str, diff: dict[str, Any]) -> Variant:
+        config = resolve(self.file.base, diff, pinned=self.settings)
+        if self.file.tune and not config.training.evaluations:
+            raise RequestError("training.evaluations = 0: tuning looks at the last evaluation; use 1 or more")
+        key = _data_key(config)
+        if key not in self.data:
+            self.data[key] = prepare(config.data, quiet=self.quiet)
+        self.data[key].check_length(config.data.context)  # variants may differ in it
+        return _measured(name, flatten(diff), config, self.data[key].vocab_size)
+
+    def match(self, variant: Variant, base: Variant) -> Variant:
+        assert self.file.match is not None
+        found = matched(
+            variant.config,
+            base.config,
+            vocab_size=self.data[_data_key(variant.config)].vocab_size,
+            base_vocab_size=self.data[_data_key(base.config)].vocab_size,
+            held=variant.diff.keys() | flatten(self.settings).keys(),
+            match=self.file.match,
+        )
+        vocab_size = self.data[_data_key(variant.config)].vocab_size
+        return replace(_measured(variant.name, variant.diff, found.config, vocab_size), matched=found)
 
 
 def _valid(base: Mapping[str, Any]) -> bool:
@@ -348,13 +331,24 @@ def _measured(name: str, diff: dict[str, Any], config: RunConfig, vocab_size: in
     )
 
 
-def _refuse_duplicates(variants: list[Variant], data: dict[str, TokenData], at: Callable[[str], str]) -> None:
-    seen: dict[str, str] = {}
+def _numbered(
+    variants: list[Variant], repeats: set[str], data: dict[str, TokenData], at: Callable[[str], str]
+) -> list[Variant]:
+    """Repeats of one configuration counted from 1, in their order; other duplicates are refused."""
+    originals: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    numbered = []
     for variant in variants:
         identity = run_id(variant.config, data[_data_key(variant.config)].hash, "")
-        if identity in seen:
+        if variant.name in repeats:
+            counts[identity] = counts.get(identity, 0) + 1
+            numbered.append(replace(variant, repeat=counts[identity]))
+            continue
+        if identity in originals:
             raise RequestError(
-                f"{at(f'variants.{variant.name}')}: the same configuration as variant {seen[identity]!r};"
-                f" leave one of them out"
+                f"{at(f'variants.{variant.name}')}: the same configuration as variant "
+                f"{originals[identity]!r}; leave one of them out, or add repeat: true for an A/A row"
             )
-        seen[identity] = variant.name
+        originals[identity] = variant.name
+        numbered.append(variant)
+    return numbered

@@ -1,25 +1,31 @@
 """Worker processes: each takes runs one after another, until the parent has no more or is gone.
 
-The parent sends a `Task` through a pipe; the worker answers with ("progress", Progress) while it trains and
-with ("done", outcome) at the end. Ctrl-C reaches the parent alone, which asks the workers to stop at the
-next step by setting a flag; they write a checkpoint first.
+The parent sends a `Task` through a pipe; the worker takes the run's lease and answers with ("progress",
+Progress) while it trains and with ("done", outcome) at the end. Further answers are ("elsewhere", None): the
+run is in another command's hands, and ("unrecorded", reason): a failure that could not be written down.
+Ctrl-C reaches the parent alone, which asks the workers to stop at the next step by setting a flag; they
+write a checkpoint first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tnbench.ablation import leases
 from tnbench.config import RunConfig, run_id
+from tnbench.errors import RequestError
 from tnbench.records import RunFolder, now, source_hash, write_json
+
+if TYPE_CHECKING:
+    from tnbench.training.loop import Progress
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -33,6 +39,8 @@ class Task:
     attributes: dict[str, Any] = field(default_factory=dict)
     """What the manifest says beside the configuration: suite, variant, seed."""
     keep_weights: bool = True
+    former: dict[str, Any] | None = None
+    """The run's manifest as the command found it: a failure in it is tried again, a later one is not."""
 
 
 class Worker:
@@ -70,19 +78,10 @@ class Worker:
             self.process.join()
 
 
-@contextlib.contextmanager
-def exclusive(folder: RunFolder) -> Iterator[None]:
-    """Hold a run's folder; the lock goes with the process, however it ends."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / ".lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def fail(task: Task, reason: str) -> None:
+def fail(folder: RunFolder, attributes: dict[str, Any], reason: str) -> None:
     """Record a run that failed outside of its training, with what is known of the reason."""
-    manifest = task.folder.read_manifest() or {"run_id": task.folder.id, **task.attributes}
-    write_json(task.folder.manifest, {**manifest, "outcome": "failed", "reason": reason, "ended": now()})
+    manifest = folder.read_manifest() or {"run_id": folder.id, **attributes}
+    write_json(folder.manifest, {**manifest, "outcome": "failed", "reason": reason, "ended": now()})
 
 
 def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
@@ -92,32 +91,61 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
     if device_index is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device_index)
 
-    from tnbench.data import prepare
-    from tnbench.training.loop import run
+    def tell(kind: str, content: Any) -> None:
+        try:
+            connection.send((kind, content))
+        except OSError:  # the parent is gone, which is no failure of the run
+            os._exit(1)
 
     while True:
         try:
             task: Task | None = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         if task is None:
             return
-        data = prepare(task.config.data, quiet=True)
-        if run_id(task.config, data.hash, source_hash()) != task.folder.id:
-            fail(task, "the corpus or the source code has changed since the suite was read; run it again")
-            connection.send(("done", "failed"))
-            continue
-        with exclusive(task.folder):
-            outcome = run(
-                task.config,
-                task.folder,
-                data,
-                progress=lambda progress: connection.send(("progress", progress)),
-                stop=lambda: bool(stop.value),
-                attributes=task.attributes,
-                keep_weights=task.keep_weights,
-            )
-        connection.send(("done", outcome))
+        tell(*_do(task, lambda progress: tell("progress", progress), lambda: bool(stop.value)))
+
+
+def _do(task: Task, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> tuple[str, str | None]:
+    """Train a run, if nobody else does; gives the answer to the parent."""
+    try:
+        lease = leases.acquire(task.folder)
+        if lease is None:
+            return "elsewhere", None
+        with lease:
+            manifest = task.folder.read_manifest()
+            if manifest and manifest.get("outcome") == "failed" and manifest != task.former:
+                return "done", "failed"  # in another command, since this one began
+            try:
+                outcome = _train(task, lease, progress, stop)
+            except RequestError as error:
+                fail(task.folder, task.attributes, str(error))
+                return "done", "failed"
+    except Exception as error:  # not even the failure could be written
+        return "unrecorded", f"{type(error).__name__}: {error}"
+    return ("elsewhere", None) if outcome == "displaced" else ("done", outcome)
+
+
+def _train(
+    task: Task, lease: leases.Lease, progress: Callable[[Progress], None], stop: Callable[[], bool]
+) -> str:
+    from tnbench.data import prepare
+    from tnbench.training.loop import run
+
+    data = prepare(task.config.data, quiet=True)
+    if run_id(task.config, data.hash, source_hash()) != task.folder.id:
+        raise RequestError("the corpus or the source code has changed since the suite was read; run it again")
+    return run(
+        task.config,
+        task.folder,
+        data,
+        progress=progress,
+        stop=stop,
+        mine=lease.mine,
+        attributes=task.attributes,
+        keep_weights=task.keep_weights,
+    )
 
 
 def _die_with_parent() -> None:

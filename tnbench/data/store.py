@@ -29,6 +29,7 @@ from tnbench.data.progress import Meter
 from tnbench.data.tokenizers import Tokenizer
 from tnbench.data.windows import Split, TokenData
 from tnbench.errors import RequestError
+from tnbench.records import sync
 
 FORMAT = 1
 PIECE = 1 << 20  # characters encoded in one go: bounds the memory that a long document takes
@@ -153,10 +154,10 @@ def _build(
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         _install(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise _unwritable(error) from error
     finally:
@@ -227,14 +228,6 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start:cut]
         start = cut
     yield text[start:]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _install(temporary: Path, folder: Path) -> None:

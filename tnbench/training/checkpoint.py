@@ -1,9 +1,10 @@
 """Checkpoints: safetensors files that are replaced as a whole, and checked as a whole when they are read.
 
 `checkpoint/training.safetensors` holds the tensors of the model (`model.<name>`) and of the optimizer
-(`optimizer.<parameter>.<name>`), `checkpoint/model.safetensors` the final weights alone under their own
-names. A tensor that two names share is stored once. The metadata holds a JSON record and a CRC-32 over it
-and all tensors. Reading executes no code.
+(`optimizer.<parameter>.<name>`) and the text of the metrics up to then, so that a run can go on from this
+file alone; `checkpoint/model.safetensors` holds the final weights under their own names. A tensor that two
+names share is stored once. The metadata holds a JSON record and a CRC-32 over it and all tensors. Reading
+executes no code.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tnbench.config import canonical_json
+from tnbench.records import sync, unfinished
+
+METRICS = "metrics"
+"""Name of the tensor whose bytes are the text of the metrics."""
 
 
 class CheckpointError(RuntimeError):
@@ -49,15 +55,16 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def save_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any], metrics: bytes
 ) -> None:
-    """Write what is needed to go on: weights, optimizer state, and `record`.
+    """Write what is needed to go on: weights, optimizer state, `record` and the metrics so far.
 
     Args:
         path: where to.
         model: the model.
         optimizer: its optimizer.
-        record: JSON, among others `run_id` and `metrics_length`, the bytes of metrics that go with it.
+        record: JSON, among others `run_id`.
+        metrics: the text of metrics.jsonl that goes with this state.
 
     Raises:
         OSError: the disk is full or cannot be written; a former file at `path` is left as it was.
@@ -66,23 +73,23 @@ def save_training(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
             tensors[f"optimizer.{name}.{key}"] = value
+    tensors[METRICS] = torch.from_numpy(np.frombuffer(metrics, np.uint8).copy())
     _write(path, tensors, record)
 
 
 def load_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run_id: str, metrics_length: int
-) -> dict[str, Any]:
-    """Read weights and optimizer state back; gives the record. On an error nothing has been changed.
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, run_id: str
+) -> tuple[dict[str, Any], bytes]:
+    """Read weights and optimizer state back; gives the record and the metrics. An error changes nothing.
 
     Raises:
-        CheckpointError: the file is damaged, belongs to another run than `run_id`, does not fit the model, or
-            goes with more metrics than the `metrics_length` bytes that are there.
+        CheckpointError: the file is damaged, belongs to another run than `run_id`, or does not fit the model.
     """
     record, tensors = _read(path)
     if record.get("run_id") != run_id:
         raise CheckpointError(f"{path.name} belongs to run {record.get('run_id')}, not to {run_id}")
-    if record["metrics_length"] > metrics_length:
-        raise CheckpointError(f"{path.name} goes with metrics that are no longer there")
+    if METRICS not in tensors:
+        raise CheckpointError(f"{path.name} holds no metrics")
     parameters = dict(model.named_parameters())
     state: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
@@ -98,13 +105,7 @@ def load_training(
     order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     indexed = {index: state[name] for index, name in enumerate(order) if name in state}
     optimizer.load_state_dict({"state": indexed, "param_groups": optimizer.state_dict()["param_groups"]})
-    return record
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the unfinished files of a process that was killed while writing."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    return record, tensors[METRICS].numpy().tobytes()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -146,12 +147,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
     text = canonical_json(record)
     metadata = {"format": "pt", "record": text, "crc32": _checksum(here, text)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         save_file(here, temporary, metadata)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
@@ -160,15 +161,6 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any])
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

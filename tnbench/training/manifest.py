@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tnbench.config import RunConfig
+from tnbench.config import RunConfig, digest
 from tnbench.data import TokenData
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, command_line, now, provenance, read_metrics, write_json
@@ -21,7 +21,8 @@ class Manifest:
     """Written at the start of an attempt, once the model stands, and at the end.
 
     The attempt is counted before anything else happens, so that one that is killed counts too. Attempts,
-    notes and the first start are taken over from the former manifest.
+    notes and the first start are taken over from the former manifest. A record that was no longer whole is
+    named in a note; one that is another run's is moved aside.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Manifest:
         determinism: Mapping[str, Any],
         attributes: Mapping[str, Any],
     ) -> None:
+        problem, aside = folder.problem(), folder.set_aside()
         former = folder.read_manifest() or {}
-        self._folder = folder
+        self.folder = folder
+        values = config.model_dump(mode="json")
         self.values: dict[str, Any] = {
             "schema": SCHEMA,
             "run_id": folder.id,
@@ -51,16 +54,23 @@ class Manifest:
             "command": command_line(),
             "notes": list(former.get("notes", [])),
             "determinism": dict(determinism),
-            "config": config.model_dump(mode="json"),
+            "config": values,
+            "config_hash": digest(values),
             "data": data.describe(),
             "device": _device(config.training.device),
             "provenance": provenance(),
         }
+        if problem:
+            where = f"; what was there is in {aside.name}" if aside else ""
+            self.note(
+                f"attempt {self.values['attempts']} replaces a record that did not count: {problem}{where}"
+            )
         self.write()
 
     def note(self, text: str) -> None:
-        """Add a remark that readers of the record should see."""
-        self.values["notes"].append(text)
+        """Add a remark that readers of the record should see, once."""
+        if text not in self.values["notes"]:
+            self.values["notes"].append(text)
 
     def describe_model(self, model: LanguageModel, context: int) -> None:
         """Add the model's parameters, forward FLOPs per token, and values of state per sequence."""
@@ -75,7 +85,7 @@ class Manifest:
 
     def describe_progress(self, state: State) -> None:
         """Add how far the run came and what it cost."""
-        values, problems = read_metrics(self._folder.metrics)
+        values, problems = read_metrics(self.folder.metrics)
         speeds = [value["value"] for value in values if value["name"] == "tokens_per_second"]
         self.values.update(
             stopped_step=state.step,
@@ -83,6 +93,8 @@ class Manifest:
             evaluation_seconds=state.evaluation_seconds,
             tokens_per_second=statistics.median(speeds) if speeds else None,
             peak_memory_bytes=state.peak_memory_bytes,
+            micro_batches=state.micro_batches,
+            evaluation=state.evaluation,
         )
         for problem in problems:
             self.note(problem)
@@ -97,7 +109,7 @@ class Manifest:
 
     def write(self) -> None:
         """Replace the manifest on disk."""
-        write_json(self._folder.manifest, self.values)
+        write_json(self.folder.manifest, self.values)
 
 
 def _device(kind: str) -> str:

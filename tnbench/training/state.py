@@ -53,6 +53,10 @@ class State:
     """On the validation curve and the figures at the end, likewise."""
     peak_memory_bytes: int = 0
     """The most memory that an attempt held."""
+    micro_batches: list[list[int]] = field(default_factory=list)
+    """[steps done before, tokens]: the size of the micro-batches, and from which step on it held."""
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Split → how much text the evaluation after the last step saw, and its values."""
     watch: LossWatch = field(default_factory=LossWatch)
 
     def to_json(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tnbench.config import RunConfig
 from tnbench.data import TokenData
 from tnbench.model import LanguageModel
-from tnbench.records import MetricsLog, RunFolder
+from tnbench.records import MetricsLog, RunFolder, remove_unfinished
 from tnbench.training import checkpoint
 from tnbench.training.environment import StopRequest, autocast
 from tnbench.training.evaluate import evaluate
@@ -60,6 +60,10 @@ class Stopped(Exception):
     """The run was asked to stop; the state is that of a complete step, and has been saved."""
 
 
+class Displaced(Exception):
+    """Another process has taken the run over; this one writes nothing more."""
+
+
 class Diverged(Exception):
     """The run's numbers have failed; the message says how."""
 
@@ -77,13 +81,14 @@ class Trainer:
         device: torch.device,
         stopping: StopRequest,
         progress: Callable[[Progress], None] | None,
+        mine: Callable[[], bool],
+        micro_sequences: int | None = None,
     ) -> None:
         self.config, self.folder, self.data, self.manifest = config, folder, data, manifest
-        self.device, self.stopping, self.progress = device, stopping, progress
+        self.device, self.stopping, self.progress, self.mine = device, stopping, progress, mine
         training, self.context = config.training, config.data.context
         self.steps = training.total_steps
         self.sequences = training.batch_tokens // self.context
-        self.micro_sequences = (training.micro_batch_tokens or training.batch_tokens) // self.context
         points = training.evaluations
         self.curve = {max(1, round(self.steps * point / points)) for point in range(1, points + 1)}
         self.interval = math.ceil(self.steps / POINTS)
@@ -100,8 +105,9 @@ class Trainer:
         manifest.describe_model(self.model, self.context)
         self.random = self._random_state()
 
-        self.state = State()
-        self.metrics = MetricsLog(folder.metrics, self._resume())
+        self.state, text = self._resume()
+        self.metrics = MetricsLog(folder.metrics, text)
+        self.micro_sequences = self._micro_batch(micro_sequences)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
         self.loss = math.nan
         self.recent: deque[float] = deque(maxlen=50)
@@ -112,6 +118,7 @@ class Trainer:
 
         Raises:
             Stopped: as was asked for; a checkpoint has been written.
+            Displaced: another process has taken the run over.
             Diverged: the loss or the gradient norm has failed.
         """
         try:
@@ -132,28 +139,45 @@ class Trainer:
 
     def finish(self, keep_weights: bool) -> None:
         """Bring the final weights, then the metrics to disk."""
+        self._check_mine()
         if keep_weights:
             record = {"run_id": self.folder.id, "step": self.state.step}
             checkpoint.save_weights(self.folder.weights, self.model, record)
         self.metrics.close()
 
-    def _resume(self) -> int:
-        """Take up the checkpoint, if one holds; gives the length of the metrics that go with the state."""
-        path, log = self.folder.resume, self.folder.metrics
-        checkpoint.remove_leftovers(path.parent)
+    def smaller_micro_batch(self) -> int | None:
+        """Sequences of the next smaller micro-batch, at most half and a divisor of the step's; None at 1."""
+        half = range(self.micro_sequences // 2, 0, -1)
+        return next((size for size in half if self.sequences % size == 0), None)
+
+    def _resume(self) -> tuple[State, bytes]:
+        """Take up the checkpoint, if one holds; gives the state and the metrics up to it."""
+        path = self.folder.resume
+        for folder in (self.folder.path, path.parent):
+            remove_unfinished(folder)
         if not path.exists():
-            return 0
-        there = log.stat().st_size if log.exists() else 0
+            return State(), b""
         try:
-            record = checkpoint.load_training(path, self.model, self.optimizer, self.folder.id, there)
+            record, text = checkpoint.load_training(path, self.model, self.optimizer, self.folder.id)
         except checkpoint.CheckpointError as error:
             self.manifest.note(
                 f"attempt {self.manifest.values['attempts']} started from the beginning: {error}"
             )
             self.manifest.write()
-            return 0
-        self.state = State.from_json(record["state"])
-        return record["metrics_length"]
+            return State(), b""
+        there = self.folder.metrics
+        if not there.exists() or not there.read_bytes().startswith(text):
+            self.manifest.note(f"{there.name} was damaged and has been restored from the checkpoint")
+        return State.from_json(record["state"]), text
+
+    def _micro_batch(self, sequences: int | None) -> int:
+        """Sequences per micro-batch from here on: as asked for, else as before, else as configured."""
+        training, sizes = self.config.training, self.state.micro_batches
+        configured = training.micro_batch_tokens or training.batch_tokens
+        tokens = sequences * self.context if sequences else sizes[-1][1] if sizes else configured
+        if not sizes or sizes[-1][1] != tokens:
+            sizes[:] = [size for size in sizes if size[0] < self.state.step] + [[self.state.step, tokens]]
+        return tokens // self.context
 
     def _batch(self) -> Tensor:
         """The windows of the next step, (sequences, context + 1), on their way to the device."""
@@ -223,18 +247,23 @@ class Trainer:
             precision=training.precision,
             between=lambda: self._tell("evaluating"),
         )
-        self._write("val_loss", found.loss, "nats", split)
-        self._write("val_loss_bits", found.loss_bits, "bits", split)
-        self._write("val_bits_per_byte", found.bits_per_byte, "bits per byte", split)
+        values = {
+            "val_loss": found.loss,
+            "val_loss_bits": found.loss_bits,
+            "val_bits_per_byte": found.bits_per_byte,
+        }
+        for (name, value), unit in zip(values.items(), ("nats", "bits", "bits per byte"), strict=True):
+            self._write(name, value, unit, split)
         self.state.evaluation_seconds += time.perf_counter() - started
+        if not math.isfinite(found.nats):
+            raise Diverged(f"validation loss is {found.loss}")
         if self.state.step == self.steps:
-            self.manifest.values.setdefault("evaluation", {})[split] = {
+            self.state.evaluation[split] = {
                 "text_bytes": found.text_bytes,
                 "tokens": found.tokens,
                 "documents": texts.documents,
+                "values": values,
             }
-        if not math.isfinite(found.nats):
-            raise Diverged(f"validation loss is {found.loss}")
 
     def _write(self, name: str, value: float, unit: str, split: str = "train") -> None:
         step = self.state.step
@@ -253,6 +282,7 @@ class Trainer:
                 speed = self.config.training.batch_tokens / each
                 left = (self.steps - step) * each + evaluations
                 self.progress(Progress(step, self.steps, self.loss, speed, phase, left))
+            self._check_mine()
             if self.stopping():
                 raise Stopped
         except KeyboardInterrupt as pressed:
@@ -265,15 +295,18 @@ class Trainer:
 
     def _save(self) -> None:
         assert self._random_state() == self.random, "a component drew random numbers in training"
+        self._check_mine()
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, self.memory.read())
         with self.memory.set_aside():
-            record = {
-                "run_id": self.folder.id,
-                "metrics_length": self.metrics.flush(),
-                "state": self.state.to_json(),
-            }
-            checkpoint.save_training(self.folder.resume, self.model, self.optimizer, record)
+            record = {"run_id": self.folder.id, "state": self.state.to_json()}
+            self.metrics.flush()
+            text = bytes(self.metrics.text)
+            checkpoint.save_training(self.folder.resume, self.model, self.optimizer, record, text)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
+
+    def _check_mine(self) -> None:
+        if not self.mine():
+            raise Displaced
 
     def _random_state(self) -> list[bytes]:
         states = [torch.get_rng_state()]
