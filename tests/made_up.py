@@ -108,8 +108,8 @@ def tuning(diffs, rates) -> pd.DataFrame:
                 value = 1.84 + _shift(index, variant) + 0.012 * away**2 + noise
                 diverged = (variant, rate) == ("no-gate", max(rates)) and seed == 100
                 run_id = f"{index:02d}{seed}{round(rate * 1e5):04d}"
-                outcome, reason = ("diverged", "loss is not finite") if diverged else ("finished", "")
-                rows.append((variant, seed, run_id, outcome, reason, np.nan if diverged else value, rate))
+                end = ("diverged", "loss is not finite", 120) if diverged else ("finished", "", 200)
+                rows.append((variant, seed, run_id, *end, np.nan if diverged else value, rate))
     return pd.DataFrame(rows, columns=[*TUNING_COLUMNS, RATE])
 
 

@@ -130,6 +130,11 @@ def test_a_list_of_mixers_splits_the_layers_from_the_bottom():
 
 # Mistakes
 
+ENDLESS: dict[str, Any] = {"x": ["l"]}
+for _ in range(20):
+    ENDLESS = {"x": [ENDLESS["x"]] * 100}
+"""Small in memory, and 10^40 lists when written out; YAML's aliases make such things."""
+
 MISTAKES: list[tuple[dict[Any, Any], str]] = [
     ({"modle.width": 8}, "did you mean model.width?"),
     ({"width": 8}, "did you mean model.width?"),
@@ -160,7 +165,20 @@ MISTAKES: list[tuple[dict[Any, Any], str]] = [
         {"model.decay": {"name": "fixed", "value": 2}},
         "fixed.value = 2: input should be less than or equal to 1",
     ),
-    ({"model.width": 0}, "greater than 0"),
+    ({"model.width": 0}, "greater than or equal to 1"),
+    ({"model.width": 10**400}, "model.width = an integer of about 400 digits: input should be less than"),
+    ({"model.layers": 257}, "less than or equal to 256"),
+    ({"model.heads": 2**13, "model.width": 2**13}, "less than or equal to 1024"),
+    ({"training.steps": 16**5000}, "less than or equal to 10000000000"),
+    ({"training.init_seed": 2**63}, "less than 9223372036854775808"),
+    ({"data.corpus": "x" * 2000}, "at most 1000 characters"),
+    ({"model.size": 1}, "model.size = 1: expected a name"),
+    ({"model.size": 16**5000}, "model.size = an integer of about 6021 digits"),
+    ({"model.preset": "x" * 2000}, "xxx...: expected a name"),
+    ({"model.mixer": "x" * 2000}, "expected a name or {name: …}, got {'name': 'xxx"),
+    ({"model.decay.x\x85y": 1}, "is no key"),
+    ({"x" * 2000: 1}, "xxx..., keys begin with model., data. or training."),
+    ({"model.decay.name": ENDLESS["x"]}, "expected a name or {name: …}, got {'name': [["),
     ({"data.context": 1}, "greater than or equal to 2"),
     ({"training.warmup": float("inf")}, "finite"),
     ({"training.learning_rate": float("nan")}, "finite"),

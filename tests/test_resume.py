@@ -119,11 +119,15 @@ def truncate(path: Path) -> None:
 
 
 def belong_to_another_run(path: Path) -> None:
-    RunFolder(path.parent.parent).path.rename(path.parent.parent.with_name("other"))
+    """Its record says so itself; the manifest beside it does not."""
+    _, tensors = checkpoint._read(path)
+    checkpoint._write(path, tensors, {"run_id": "b", "state": State().to_json()})
 
 
-def lose_metrics(path: Path) -> None:
-    (path.parent.parent / "metrics.jsonl").write_bytes(b"")
+def be_of_an_earlier_form(path: Path) -> None:
+    record, tensors = checkpoint._read(path)
+    del tensors["metrics"]
+    checkpoint._write(path, tensors, record)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ def lose_metrics(path: Path) -> None:
     [
         (flip_a_byte, "damaged"),
         (truncate, "cannot be read"),
-        (belong_to_another_run, "belongs to run"),
-        (lose_metrics, "no longer there"),
+        (belong_to_another_run, "belongs to run b"),
+        (be_of_an_earlier_form, "holds no metrics"),
     ],
 )
 def test_a_damaged_checkpoint_starts_again_and_says_so(
@@ -141,12 +145,35 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(
     folder, watcher = RunFolder(tmp_path / "run"), Watcher(5, "training")
     run(tiny(corpus), folder, data, progress=watcher.progress, stop=watcher.stop)
     damage(folder.resume)
-    folder = folder if folder.path.exists() else RunFolder(tmp_path / "other")
     assert run(tiny(corpus), folder, data) == "finished"
     assert same_run(folder, whole)
     (note,) = manifest(folder)["notes"]
     assert told in note
     assert "from the beginning" in note
+
+
+# taken over
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(
+    whole: RunFolder, corpus: Path, data: TokenData, tmp_path: Path
+) -> None:
+    """As a process that was suspended: another one has finished the run before it goes on."""
+    folder, ended = RunFolder(tmp_path / "run"), []
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+    def suspend(now: Progress) -> None:
+        if now.step == 6 and not ended:
+            ended.append(run(tiny(corpus), folder, data))
+            ended.append(files())
+
+    config = tiny(corpus, checkpoint_every=0)
+    assert run(config, folder, data, progress=suspend, mine=lambda: not ended) == "displaced"
+    assert ended == ["finished", files()]
+    assert same_run(folder, whole)
+    assert manifest(folder)["attempts"] == 2
 
 
 # checkpoints
@@ -158,8 +185,8 @@ def test_checkpoint_is_replaced_as_a_whole(
     config, path = tiny(corpus), tmp_path / "training.safetensors"
     model = LanguageModel(config.model, 257, 32)
     optimizer = adamw(model, config.training)
-    record = {"run_id": "a", "metrics_length": 0, "state": State(watch=LossWatch(0.1 + 0.2, 3)).to_json()}
-    checkpoint.save_training(path, model, optimizer, record)
+    record = {"run_id": "a", "state": State(watch=LossWatch(0.1 + 0.2, 3)).to_json()}
+    checkpoint.save_training(path, model, optimizer, record, b"")
     before = path.read_bytes()
     model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     optimizer.step()
@@ -170,14 +197,15 @@ def test_checkpoint_is_replaced_as_a_whole(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            checkpoint.save_training(path, model, optimizer, record)
+            checkpoint.save_training(path, model, optimizer, record, b"a line\n")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
-    checkpoint.save_training(path, model, optimizer, record)
+    checkpoint.save_training(path, model, optimizer, record, b"a line\n")
     other = LanguageModel(config.model, 257, 32)
     restored = adamw(other, config.training)
-    read = checkpoint.load_training(path, other, restored, "a", 0)
+    read, metrics = checkpoint.load_training(path, other, restored, "a")
+    assert metrics == b"a line\n"
     assert State.from_json(read["state"]) == State(watch=LossWatch(0.1 + 0.2, 3))
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)

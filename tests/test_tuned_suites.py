@@ -177,3 +177,18 @@ def test_a_learning_rate_that_diverges_is_a_result_of_the_tuning(tmp_path, monke
     assert choice.point == {RATE: 0.002}
     assert choice.edge == f"{RATE} at its smallest, 0.002"
     assert choice.sensitivity == pytest.approx((8.005 - choice.value) / 2, abs=0.01)  # log2 257 bits
+
+
+def test_a_plan_that_was_changed_after_the_runs_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    content = {key: SUITE[key] for key in ("base", "analysis")}
+    content |= {"variants": {"gate": {}, "no-gate": {"model.gate": False}}, "seeds": [0]}
+    Path("tuned.yaml").write_text(yaml.safe_dump(content))
+    assert "note:" not in ablate()[1]
+    Path("tuned.yaml").write_text(yaml.safe_dump({**content, "title": "Another", "fixed": "all"}))
+    assert "note:" not in ablate(mode="report")[1]
+    Path("tuned.yaml").write_text(yaml.safe_dump({**content, "analysis": {"margin": 0.5}}))
+    assert "2 of 2 runs began before the suite file said what it says now" in ablate(mode="report")[1]
+    Path("tuned.yaml").write_text(yaml.safe_dump({**content, "seeds": [0, 1]}))
+    assert "some runs began when 1 of these 2 seeds were planned" in " ".join(ablate()[1].split())

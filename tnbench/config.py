@@ -113,9 +113,9 @@ class ModelConfig(Strict):
     """Which version of the TransNormerLLM paper the preset follows."""
     width: Annotated[int, Field(ge=1, le=2**20)]
     """Model dimension d."""
-    layers: Annotated[int, Field(ge=1, le=1000)]
+    layers: Annotated[int, Field(ge=1, le=256)]
     """Number of blocks L."""
-    heads: Annotated[int, Field(ge=1, le=4096)]
+    heads: Annotated[int, Field(ge=1, le=1024)]
     """Attention heads H; the head dim is width / heads."""
     channel_width: Annotated[int, Field(ge=1, le=2**24)]
     """Inner dimension of the channel mixer."""

@@ -48,6 +48,7 @@ def collect(suite: Suite) -> SuiteResults:
     if found and not found.choices:  # which runs will be reported depends on it
         rows += [_unchosen(variant, seed) for seed in suite.seeds for variant in suite.variants]
         notes.append(_untuned(suite, tuning))
+    notes += _plan_changes(suite, manifests)
     notes += _strangers(suite, {run.folder.id for run in planned})
     return SuiteResults(
         name=suite.name,
@@ -135,6 +136,24 @@ def _untuned(suite: Suite, tuning: list[dict[str, Any]]) -> str:
 def _curve_row(run: PlannedRun, value: dict[str, Any]) -> dict[str, Any]:
     known = {"variant": run.variant.name, "seed": run.seed, "run_id": run.folder.id}
     return {column: known.get(column, value.get(column)) for column in CURVE_COLUMNS}
+
+
+def _plan_changes(suite: Suite, manifests: list[dict[str, Any]]) -> list[str]:
+    """Whether the analysis and the seeds are those that were planned when the runs began."""
+    notes = []
+    others = [manifest for manifest in manifests if manifest.get("suite_hash") != suite.digest()]
+    if others:
+        notes.append(
+            f"{len(others)} of {len(manifests)} runs began before the suite file said what it says now: its "
+            f"analysis may have been chosen with results in sight"
+        )
+    planned = [set(manifest.get("planned_seeds", suite.seeds)) for manifest in manifests]
+    if any(seeds < set(suite.seeds) for seeds in planned):
+        notes.append(
+            f"some runs began when {min(map(len, planned))} of these {len(suite.seeds)} seeds were planned: "
+            f"if the table was read in between, its error is above alpha (docs/method.md)"
+        )
+    return notes
 
 
 def _strangers(suite: Suite, planned: set[str]) -> list[str]:

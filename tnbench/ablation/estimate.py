@@ -1,16 +1,19 @@
-"""How long a run will take on this machine: a few real steps of each variant, timed."""
+"""How long a run will take on this machine: a few real steps of each variant and an evaluation, timed."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from tnbench.ablation.suite import Suite, Variant
 from tnbench.model import LanguageModel
 from tnbench.training.environment import autocast, settings
+from tnbench.training.optimizer import adamw
+from tnbench.training.step import optimizer_step
+from tnbench.training.trainer import CURVE_BYTES, FINAL_BYTES
 
 TIMED_STEPS = 3
 LARGEST = 150_000_000
@@ -20,27 +23,36 @@ TRIAL_TOKENS = 4096
 
 
 def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
-    """Training time of one run, from the median of a few forward and backward passes; None for huge models.
+    """Optimizer steps and evaluations of one run, from the median of a few; None for huge models.
 
-    Training alone: the optimizer's step, compilation, evaluations and start-up are left out.
+    Compilation, checkpoints and the start of the process are left out.
     """
     training, context = variant.config.training, variant.config.data.context
     if variant.parameters["total"] > LARGEST and training.device == "cpu":
         return None
+    data = suite.data_of(variant)
     sequences = max(1, min(training.micro_batch_tokens or training.batch_tokens, TRIAL_TOKENS) // context)
-    tokens = suite.data_of(variant).batch(0, 0, sequences, context).to(training.device)
+    tokens = data.batch(0, 0, sequences, context).to(training.device)
     with settings(training):
-        model = LanguageModel(variant.config.model, suite.data_of(variant).vocab_size, context).to(
-            training.device
-        )
-        times = []
-        for _ in range(TIMED_STEPS + 1):
-            started = time.perf_counter()
-            with autocast(training.device, training.precision):
-                logits = model(tokens[:, :-1])
-            F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
-            if training.device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-    per_token = statistics.median(times[1:]) / (sequences * context)
-    return per_token * training.total_steps * training.batch_tokens
+        model = LanguageModel(variant.config.model, data.vocab_size, context).to(training.device)
+        optimizer = adamw(model, training)
+        step = _typical(lambda: optimizer_step(model, optimizer, tokens, training), training.device)
+        model.eval()
+        with torch.inference_mode(), autocast(training.device, training.precision):
+            forward = _typical(lambda: model(tokens[:, :-1]), training.device)
+    evaluated = training.evaluations * data.evaluation("tune", context, max_bytes=CURVE_BYTES).tokens
+    evaluated += data.evaluation("report", context, max_bytes=FINAL_BYTES).tokens
+    trained = training.total_steps * training.batch_tokens
+    return (step * trained + forward * evaluated) / (sequences * context)
+
+
+def _typical(work: Callable[[], object], device: str) -> float:
+    """Median seconds after one call that is not counted."""
+    times = []
+    for _ in range(TIMED_STEPS + 1):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])

@@ -6,12 +6,11 @@ that another one has (see `leases`) is left to it, and taken up only if it is gi
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -143,9 +142,7 @@ class _Crew:
         self.waiting: deque[PlannedRun] = deque()
         self._former: dict[str, dict[str, Any] | None] = {}
         self._workers: list[Worker] = []
-        self._stop = SPAWN.RawValue(
-            "b", 0
-        )  # no lock: one that is held by a killed worker would stop the others
+        self._stop = SPAWN.RawValue("b", 0)  # no lock: a killed worker might hold it for ever
         self._asked = time.monotonic()
 
     def look(self) -> None:
@@ -170,7 +167,7 @@ class _Crew:
 
     def assign(self) -> None:
         """Give waiting runs to idle workers; a worker is hired where all are busy and there is room."""
-        for worker in [worker for worker in self._workers if worker.silent]:
+        for worker in [worker for worker in self._workers if worker.is_gone()]:
             self._bury(worker)
         while self.waiting:
             worker = next((worker for worker in self._workers if worker.task is None), None)
@@ -234,11 +231,15 @@ class _Crew:
             worker.close()
 
     def _hire(self) -> Worker:
-        taken = {worker.device_index for worker in self._workers}
-        free = next(index for index in itertools.count() if index not in taken)
-        worker = Worker(self._stop, free if self.suite.device == "cuda" else None)
+        worker = Worker(self._stop, self._least_used_gpu() if self.suite.device == "cuda" else None)
         self._workers.append(worker)
         return worker
+
+    def _least_used_gpu(self) -> int:
+        import torch
+
+        used = Counter(worker.device_index for worker in self._workers)
+        return min(range(torch.cuda.device_count()), key=lambda index: used[index])
 
     def _attributes(self, run: PlannedRun) -> dict[str, Any]:
         return {
@@ -249,6 +250,7 @@ class _Crew:
             "seed": run.seed,
             "phase": run.phase,
             "point": run.point,
+            "planned_seeds": self.suite.seeds,
         }
 
     def _hear(self, worker: Worker, kind: str, content: Any) -> None:

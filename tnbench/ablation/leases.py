@@ -55,7 +55,7 @@ class Owner:
         """Whether a local process has ended, be it as a zombie, or its id is another's by now."""
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except OSError:  # another user's
             pass

@@ -179,6 +179,19 @@ class _Search:
         changed = {f"model.{key}": new for key, new in widths.items() if new != getattr(old, key)}
         return Matched(self._widened(widths), changed, (value - self.target) / self.target)
 
+    def nearest(self, options: list[Widths]) -> Widths | None:
+        """Of widths in the order of their cost, those that cost most nearly what the base does."""
+        low, high = -1, len(options)
+        while high - low > 1:
+            middle = (low + high) // 2
+            value = self.value(options[middle])
+            if value is None:
+                del options[middle]
+                high -= 1
+            else:
+                low, high = (middle, high) if value < self.target else (low, middle)
+        return min(options[max(low, 0) : high + 1], key=self.distance, default=None)
+
     def solve(
         self, at: Callable[[int], Widths], start: int, steps: tuple[int, ...] = STEPS
     ) -> tuple[Widths | None, list[int]]:
@@ -261,18 +274,18 @@ def _by_head_dim(search: _Search, free: list[str]) -> Widths | None:
     """The number of heads at the same width, or the width: with the heads where they are free too."""
     model = search.config.model
     if "heads" in free:
-        counts = [heads for heads in range(1, model.width + 1) if model.width % heads == 0]
+        counts = [heads for heads in range(model.width, 0, -1) if model.width % heads == 0]
         for step in STEPS:
-            whole = [{"heads": heads} for heads in counts if model.width // heads % step == 0]
-            best = min(whole, key=search.distance, default=None)
+            best = search.nearest([{"heads": n} for n in counts if model.width // n % step == 0])
             if best and search.meets(best):
                 return best
     if "width" not in free:
         return None
+    value = search.value({})
+    assert value, "what has no state has been refused"
     for head_dim in [model.head_dim, *_head_dims(model.head_dim)] if "heads" in free else []:
-        found, _ = search.solve(
-            lambda heads, d=head_dim: {"width": heads * d, "heads": heads}, model.heads, steps=(1,)
-        )
+        guess = search.target / value * (model.head_dim / head_dim) ** 2 * model.heads  # only where to begin
+        found, _ = search.solve(lambda n, d=head_dim: {"width": n * d, "heads": n}, round(guess), steps=(1,))
         if found:
             return found
     return search.solve(lambda head_dim: {"width": model.heads * head_dim}, model.head_dim)[0]

@@ -176,8 +176,8 @@ class Suite:
         return self.data[_data_key(variant.config)]
 
     def digest(self) -> str:
-        """Hash of the suite's own text, as read."""
-        return digest(self.file.model_dump(mode="json"))
+        """Hash of what the suite file says of its runs and their analysis; titles and seeds are left out."""
+        return digest(self.file.model_dump(mode="json", exclude={"title", "fixed", "paper", "seeds"}))
 
 
 def with_seed(config: RunConfig, seed: int, repeat: int = 0) -> RunConfig:

@@ -60,6 +60,10 @@ class Worker:
         self.silent = False
         """Whether the process has closed its end of the pipe, which it does by dying only."""
 
+    def is_gone(self) -> bool:
+        """Whether the process has ended though nobody asked it to, and its last word has been heard."""
+        return self.silent or (self.task is None and self.process.exitcode is not None)
+
     def start(self, task: Task) -> None:
         """Hand over a run."""
         self.task = task
@@ -89,7 +93,8 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if device_index is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device_index)
+        ours = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # the user may have left us only some
+        os.environ["CUDA_VISIBLE_DEVICES"] = ours[device_index] if any(ours) else str(device_index)
 
     def tell(kind: str, content: Any) -> None:
         try:

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor
 
@@ -27,8 +26,8 @@ from tnbench.model import LanguageModel
 from tnbench.records import command_line, now, provenance, require_writable, write_json
 from tnbench.resolution import resolve
 from tnbench.statistics import mean_interval
-from tnbench.training.environment import autocast
-from tnbench.training.optimizer import adamw, clip
+from tnbench.training.optimizer import adamw
+from tnbench.training.step import optimizer_step
 
 WARM_UP_STEPS = 3
 
@@ -45,12 +44,7 @@ def training_step(config: RunConfig, data: TokenData, compiled: bool) -> Callabl
     def step(number: int) -> float:
         batch: Tensor = data.batch(0, number, sequences, context).to(training.device)
         started = time.perf_counter()
-        with autocast(training.device, training.precision):
-            logits = forward(batch[:, :-1])
-        F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten()).backward()
-        clip(model.parameters(), training.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer_step(model, optimizer, batch, training, forward=forward)
         if training.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started

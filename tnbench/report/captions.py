@@ -56,7 +56,7 @@ def verdicts(results: SuiteResults) -> list[str]:
         lines.append("Intervals are not widened for the number of comparisons.")
     gains = sorted(one.pairing_gain for one in found if math.isfinite(one.pairing_gain))
     if gains:
-        low, high = f"{gains[0]:.2g}", f"{gains[-1]:.2g}"
+        low, high = (f"{float(f'{gain:.2g}'):g}" for gain in (gains[0], gains[-1]))
         times = low if low == high else f"{low} to {high}"
         lines.append(f"Without pairing the same precision would take {times} times the seeds.")
     return lines

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tnbench.config import RunConfig
@@ -25,13 +24,14 @@ from tnbench.data import TokenData
 from tnbench.model import LanguageModel
 from tnbench.records import MetricsLog, RunFolder, remove_unfinished
 from tnbench.training import checkpoint
-from tnbench.training.environment import StopRequest, autocast
+from tnbench.training.environment import StopRequest
 from tnbench.training.evaluate import evaluate
 from tnbench.training.manifest import Manifest
 from tnbench.training.memory import PeakMemory
-from tnbench.training.optimizer import adamw, clip
+from tnbench.training.optimizer import adamw
 from tnbench.training.schedule import learning_rate
 from tnbench.training.state import State
+from tnbench.training.step import optimizer_step
 
 POINTS = 200
 """The training curve has about 100 to 200 points."""
@@ -194,17 +194,14 @@ class Trainer:
         rate = learning_rate(training, self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
-        for tokens in batch.split(self.micro_sequences):
-            with autocast(training.device, training.precision):
-                logits = self.forward(tokens[:, :-1])
-            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-            loss = loss * (self.micro_sequences / self.sequences)
-            loss.backward()
-            total += loss.detach()
-        norm = clip(self.model.parameters(), training.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        total, norm = optimizer_step(
+            self.model,
+            self.optimizer,
+            batch,
+            training,
+            forward=self.forward,
+            micro_sequences=self.micro_sequences,
+        )
         self.state.step += 1
         batch = self._batch() if self.state.step < self.steps else batch  # while the GPU works
         self.loss, gradient_norm = torch.stack([total, norm]).tolist()
