@@ -305,7 +305,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, status: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    typer.echo("tnbench: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    typer.echo(f"tnbench: {shown}", err=True)
     sys.exit(status)
 
 

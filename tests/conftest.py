@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tnbench.data import TokenData
     from tnbench.records import RunFolder
 
-pytest.register_assert_rewrite("texts", "tiny_runs")
+pytest.register_assert_rewrite("texts", "tiny_runs", "small_suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

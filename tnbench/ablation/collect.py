@@ -32,9 +32,10 @@ def collect(suite: Suite) -> SuiteResults:
     planned, found = suite.runs(), suite.search()
     grid = suite.file.tune.grid if suite.file.tune else {}
     for run in planned:
-        own = run.folder.read_manifest()
-        if own is None and run.folder.manifest.exists():
-            notes.append(f"{run.folder.manifest} cannot be read: the run counts as missing")
+        problem = run.folder.problem()
+        own = None if problem else run.folder.read_manifest()
+        if problem:
+            notes.append(f"run {run.folder.id} counts as missing: {problem} ({run.folder.path})")
         manifests += [own] if own else []
         values, problems = read_metrics(run.folder.metrics) if own else ([], [])
         notes += problems

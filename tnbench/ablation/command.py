@@ -105,7 +105,13 @@ def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    return 1 if ledger is not None and len(failed) else 0
+    unrecorded = ledger.unrecorded if ledger is not None else {}
+    for run in ledger.planned if ledger is not None else ():
+        if reason := unrecorded.get(run.folder.id):
+            console.print(
+                f"failed: {run.variant.name}, seed {run.seed}: {reason}", highlight=False, soft_wrap=True
+            )
+    return 1 if ledger is not None and (len(failed) or unrecorded) else 0
 
 
 def _counted(runs: Any, name: str) -> str:

@@ -208,9 +208,12 @@ def status_table(suite: Suite) -> Table:
     for name in ("variant", "seed", "run id", "state", "started", "attempts"):
         table.add_column(name)
     for run in suite.runs():
-        manifest = run.folder.read_manifest() or {}
+        problem = run.folder.problem()
+        manifest = {} if problem else (run.folder.read_manifest() or {})
         state = manifest.get("outcome")
-        if state is None:
+        if problem:
+            state = f"waiting: {problem}"
+        elif state is None:
             values, _ = read_metrics(run.folder.metrics) if manifest else ([], [])
             step = max((value["step"] for value in values), default=0)
             state = f"at step {step} of {run.config.training.total_steps}" if manifest else "waiting"

@@ -16,22 +16,22 @@ from tnbench.training.step import optimizer_step
 from tnbench.training.trainer import CURVE_BYTES, FINAL_BYTES
 
 TIMED_STEPS = 3
-LARGEST = 150_000_000
-"""Parameters beyond which a model is not built on a CPU for the sake of an estimate."""
+LARGEST = 4e12
+"""FLOPs of a timed step beyond which a CPU is not asked for an estimate: they would take minutes."""
 TRIAL_TOKENS = 4096
 """At most so many tokens in a timed step."""
 
 
 def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
-    """Optimizer steps and evaluations of one run, from the median of a few; None for huge models.
+    """Optimizer steps and evaluations of one run, from the median of a few; None where it would be long.
 
     Compilation, checkpoints and the start of the process are left out.
     """
     training, context = variant.config.training, variant.config.data.context
-    if variant.parameters["total"] > LARGEST and training.device == "cpu":
+    sequences = max(1, min(training.micro_batch_tokens or training.batch_tokens, TRIAL_TOKENS) // context)
+    if 3 * variant.flops_per_token * sequences * context > LARGEST and training.device == "cpu":
         return None
     data = suite.data_of(variant)
-    sequences = max(1, min(training.micro_batch_tokens or training.batch_tokens, TRIAL_TOKENS) // context)
     tokens = data.batch(0, 0, sequences, context).to(training.device)
     with settings(training):
         model = LanguageModel(variant.config.model, data.vocab_size, context).to(training.device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tnbench.report.results import SuiteResults
 
-PRIOR = 0.006
+PRIOR = 0.01
 """Standard deviation of one run's loss, relative to the loss, where nothing has been measured: what 0.1m
 models show after 0.64 million tokens (results/reference/noise-floor). Larger models and longer runs are
 quieter: 0.0006 for GPT-2 124M (modded-nanogpt, record of 2025-01-04, 80 runs)."""

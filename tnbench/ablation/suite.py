@@ -14,7 +14,7 @@ import torch
 from tnbench.ablation.matching import Matched, matched
 from tnbench.ablation.suite_file import SuiteFile, find_suite, read_suite_file
 from tnbench.ablation.tuning import Point, Search, search
-from tnbench.config import RunConfig, check, digest, run_id
+from tnbench.config import RunConfig, check, digest, run_id, shortened, shown
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
@@ -22,6 +22,8 @@ from tnbench.records import RunFolder, read_metrics, source_hash
 from tnbench.report.results import METRICS
 from tnbench.resolution import flatten, resolve
 
+MOST_RUNS = 10_000
+"""Runs of a suite; planning alone takes seconds for so many."""
 REPEAT_STRIDE = 10**9
 """The k-th repeat of a configuration draws its weights with seed + k · REPEAT_STRIDE."""
 
@@ -230,12 +232,20 @@ def load_suite(
             if file.match and variant != base:
                 variants[variant] = reader.match(variants[variant], variants[base])
         except RequestError as error:
-            if settings and variant == base and _valid(file.base):
+            if settings.keys() - {"training.device"} and variant == base and _valid(file.base):
                 where = "--set"
             raise RequestError(f"{where}: {error}") from error
     ordered = _numbered([variants[name] for name in diffs], repeats, reader.data, at)
     if len({variant.config.training.device for variant in ordered}) > 1:
         raise RequestError(f"{path}: the variants run on different devices; set one with --device")
+    points = math.prod(len(v) + 2 * file.tune.widen for v in file.tune.grid.values()) if file.tune else 0
+    reported = len(file.seeds.report) if seeds is None else seeds
+    runs = len(ordered) * (reported + points * len(file.seeds.tune))
+    if runs > MOST_RUNS:
+        raise RequestError(
+            f"{path}: {runs:,} runs, counting a grid that is widened, and a suite has at most {MOST_RUNS:,}; "
+            f"use fewer seeds, variants or tuned values"
+        )
     chosen = list(file.seeds.report) if seeds is None else list(range(seeds))
     if both := set(chosen) & set(file.seeds.tune if file.tune else ()):
         raise RequestError(f"--seeds {seeds}: seed {min(both)} is a tuning seed of {path}; use fewer")
@@ -247,8 +257,8 @@ def _diffs(file: SuiteFile, at: Callable[[str], str]) -> tuple[dict[str, dict[st
     diffs = {variant: dict(diff or {}) for variant, diff in file.variants.items()}
     repeats = {variant for variant, diff in diffs.items() if diff.pop("repeat", False)}
     for variant in diffs:
-        if not variant.strip() or not variant.isprintable():
-            raise RequestError(f"{at('variants')}: {variant!r} is no name for a variant; use printable words")
+        if not variant.strip() or shown(variant) != variant:
+            raise RequestError(f"{at('variants')}: {shortened(variant)} is no name for a variant; use words")
     if all(diff or variant in repeats for variant, diff in diffs.items()):
         if "base" in diffs:
             kind = "is a repeat" if "base" in repeats else "has a diff"
@@ -265,7 +275,10 @@ def _refuse_reserved(
     layers += [(at(f"variants.{variant}"), diff) for variant, diff in diffs.items()]
     grid = file.tune.grid if file.tune else {}
     for where, keys in layers:
-        given = flatten(keys).keys()
+        try:
+            given = flatten(keys).keys()
+        except RequestError as error:
+            raise RequestError(f"{where}: {error}") from error
         if taken := {"training.init_seed", "training.data_seed"} & given:
             raise RequestError(f"{where}: {min(taken)} is set by the suite's seeds; list them under seeds")
         if taken := grid.keys() & given:

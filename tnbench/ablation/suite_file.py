@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tnbench.ablation.matching import Match
-from tnbench.config import Strict
+from tnbench.config import Strict, shortened, shown
 from tnbench.errors import RequestError, nearest
 from tnbench.report.results import METRICS
 from tnbench.resolution import flatten
 
+LARGEST = 100_000
+"""Nodes of a suite file, aliases written out."""
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 
 TUNABLE = ("training.learning_rate", "training.weight_decay", "training.gradient_clip")
@@ -22,6 +25,17 @@ TUNABLE = ("training.learning_rate", "training.weight_decay", "training.gradient
 Seed = Annotated[int, Field(ge=0, lt=10**9)]
 """Repeats of a configuration take the numbers above (`tnbench.ablation.suite.REPEAT_STRIDE`)."""
 SeedList = Annotated[tuple[Seed, ...], Field(max_length=10_000)]
+
+
+def _printable(text: str) -> str:
+    text = " ".join(text.split())
+    if not text.isprintable():
+        raise RequestError(f"{shortened(text)}: expected text without control characters")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+"""A line of text; line breaks count as spaces."""
 
 
 class Seeds(Strict):
@@ -37,7 +51,7 @@ class Seeds(Strict):
     def _short_forms(cls, value: Any) -> Any:
         """`3` stands for 0, 1, 2 and a list for `report`."""
         if isinstance(value, str | float) or value is True or value in (0, [], None):
-            raise RequestError(f"{value!r}: expected how many, as in 3, or a list, as in [0, 1, 2]")
+            raise RequestError(f"{shortened(value)}: expected how many, as in 3, or a list, as in [0, 1, 2]")
         if isinstance(value, list):
             return {"report": value}
         if isinstance(value, int) and not isinstance(value, bool):
@@ -93,21 +107,21 @@ class Analysis(Strict):
     """The column of runs.csv by which variants are compared; lower is better."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Differences up to this, in the metric's unit, are as good as none; absent, there is no equivalence."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.05
     """Level of the tests, and one minus the coverage of the intervals."""
 
     @field_validator("metric")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in METRICS:
-            raise RequestError(f"no metric {value!r}, {nearest(value, METRICS)}")
+            raise RequestError(f"no metric {shortened(value)}, {nearest(value, METRICS)}")
         return value
 
 
 class Paper(Strict):
     """What the suite reproduces."""
 
-    table: str = ""
+    table: Text = ""
     """The paper's table or figure."""
 
 
@@ -121,12 +135,15 @@ class SuiteFile(Strict):
             raise RequestError("expected names with a diff each, as in {no-gate: {model.gate: false}}")
         for name, diff in value.items():
             if not isinstance(diff, dict | None):
-                raise RequestError(f"{name} = {diff!r}: expected a diff, as in {{model.gate: false}}")
-            if (diff or {}).get("repeat", True) is not True:
-                raise RequestError(f"{name}: repeat = {diff['repeat']!r}: the only value is true")
+                raise RequestError(
+                    f"{shown(name)} = {shortened(diff)}: expected a diff, as in {{model.gate: false}}"
+                )
+            repeat = (diff or {}).get("repeat", True)
+            if repeat is not True:
+                raise RequestError(f"{shown(name)}: repeat = {shortened(repeat)}: the only value is true")
         return value
 
-    title: str = ""
+    title: Text = ""
     """A line that says what is compared."""
     base: dict[str, Any]
     """The configuration that the variants differ from."""
@@ -138,7 +155,7 @@ class SuiteFile(Strict):
     """Hyperparameters that every variant has tuned for itself."""
     match: Match | None = None
     """What every variant is given as much of as the base."""
-    fixed: str = ""
+    fixed: Text = ""
     """What was held fixed: the results hold only for it."""
     analysis: Analysis = Analysis()
     """How the runs are compared."""
@@ -192,9 +209,10 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):
-            raise RequestError(f"line {line}: the key {key_node.value} reads as {key!r}; write it in quotes")
+            name = f"the key {shown(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else "a key"
+            raise RequestError(f"line {line}: {name} reads as {shortened(key)}; write it in quotes")
         if key in seen:
-            raise RequestError(f"line {line}: {key!r} is given twice, first in line {seen[key]}")
+            raise RequestError(f"line {line}: {shortened(key)} is given twice, first in line {seen[key]}")
         seen[key] = line
     return loader.construct_mapping(node, deep=True)
 
@@ -211,8 +229,10 @@ def read_suite_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: no UTF-8 text (byte {error.start})") from error
     try:
-        content = yaml.load(text, Loader=_Loader)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _written_out(root, {}) > LARGEST:
+            raise RequestError("its aliases (*name) stand for more than a suite can hold")
+        content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
@@ -221,11 +241,25 @@ def read_suite_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         ) from error
     except yaml.YAMLError as error:
         raise RequestError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (RequestError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path}, {' '.join(str(error).split()) or 'nested too deeply'}") from error
+    except RequestError as error:
+        raise RequestError(f"{path}, {error}") from error
+    except RecursionError as error:
+        raise RequestError(f"{path}: nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's on `!!int x`, 2001-99-99
+        raise RequestError(f"{path}: not valid YAML: a number, date or !!tag with a wrong value") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path}: a suite is a mapping with the keys base and variants")
     return content, _lines(root, "")
+
+
+def _written_out(node: Any, sizes: dict[int, float]) -> float:
+    """Nodes of a tree with each alias counted as all that it stands for; infinite where one holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        items = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _lines(node: Any, prefix: str) -> dict[str, int]:
