@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -39,7 +40,7 @@ def test_a_model_that_sees_no_order_is_worse(capsys):
 @pytest.mark.parametrize("suite", ["noise-floor", "quickstart", "architecture"])
 def test_reports_hold_what_the_records_say(suite):
     """Every final value in runs.csv is the one in the run's own metrics."""
-    runs = pd.read_csv(REFERENCE / suite / "runs.csv")
+    runs: Any = pd.read_csv(REFERENCE / suite / "runs.csv")
     assert len(runs)
     for row in runs[runs["outcome"] == "finished"].itertuples():
         values, problems = read_metrics(RunFolder(REFERENCE / suite / "runs" / str(row.run_id)).metrics)
@@ -49,6 +50,6 @@ def test_reports_hold_what_the_records_say(suite):
 
 
 def test_verdicts_of_the_a_a_suite_are_those_in_its_table():
-    verdicts = pd.read_csv(REFERENCE / "noise-floor" / "comparisons.csv").set_index("variant")["verdict"]
+    verdicts: Any = pd.read_csv(REFERENCE / "noise-floor" / "comparisons.csv").set_index("variant")["verdict"]
     assert verdicts["no-position"] == "worse"
     assert set(verdicts.drop("no-position")) <= {"equivalent", "undecided"}

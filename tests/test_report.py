@@ -118,7 +118,7 @@ def test_the_page_of_a_tuned_suite_shows_its_search():
         assert all([cell.text for cell in row] in page.rows for row in grid.rows)
     runs = [row for row in page.rows if len(row) == 6 and row[1] in ("100", "101")]
     assert len(runs) == len(results.tuning)
-    assert ["no-gate", "100", "041000400", "diverged: loss is not finite", "0.004", "–"] in runs
+    assert ["no-gate", "100", "041000400", "diverged at step 120: loss is not finite", "0.004", "–"] in runs
     changes = "".join(page.texts["dd"])
     assert "matched by parameters with model.channel.width = 344: residual +0.31 %" in changes
     assert "training.learning_rate at its largest, 0.004" in [cell for row in page.rows for cell in row]

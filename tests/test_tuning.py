@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ def valley(best: float, depth: float = 2.0) -> Callable[[Point], float]:
 
 
 def run(
-    scores: dict[str, Callable[[Point], float | None]], widen: int = 1, ceiling: float = 8.0, grid=GRID
+    scores: Mapping[str, Callable[[Point], float | None]], widen: int = 1, ceiling: float = 8.0, grid=GRID
 ) -> Search:
     return search(
         list(scores),

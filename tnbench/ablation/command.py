@@ -18,6 +18,7 @@ from tnbench.ablation.suite import Suite, load_suite
 from tnbench.errors import RequestError
 from tnbench.records import require_writable
 from tnbench.report import terminal_table, write_reports
+from tnbench.report.results import Frame
 from tnbench.training.environment import require_device
 
 INTERRUPTED = 130
@@ -78,7 +79,7 @@ def ablate(
 
 def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
     results = collect(suite)
-    every = pd.concat([results.runs, results.tuning])[["variant", "seed", "run_id", "outcome", "reason"]]
+    every: Frame = pd.concat([results.runs, results.tuning])
     if ledger is None and (every["outcome"] == "missing").all():
         raise RequestError(
             f"{suite.folder} holds no record of {suite.name} as it is now; run {command_again(suite)}"
