@@ -268,7 +268,9 @@ def test_names_are_shown_as_they_are(
 def test_ctrl_c_before_anything_was_run_says_so() -> None:
     words = [sys.executable, "-m", "tnbench.cli", "ablate", "quickstart", "--plan"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    deadline = time.monotonic() + 60  # the command is under way once it imports what it needs
+    while b"torch" not in Path(f"/proc/{process.pid}/maps").read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
