@@ -19,13 +19,8 @@ from tnbench.resolution import resolve
 
 BASE = {"model.size": "0.1m", "training.steps": 10, "training.batch_tokens": 256, "data.context": 32}
 BYTES = {"name": "bytes", "hash": "b" * 12, "vocab_size": 257, "end_of_text": 256}
-DATA = {
-    "corpus": "text",
-    "hash": "d" * 12,
-    "corpus_hash": "c" * 12,
-    "tokenizer": BYTES,
-    "splits": {name: {"documents": 5, "tokens": 900, "bytes": 890} for name in ("train", "tune", "report")},
-}
+SPLITS = {name: {"documents": 5, "tokens": 900, "bytes": 890} for name in ("train", "tune", "report")}
+DATA = {"corpus": "text", "hash": "d" * 12, "corpus_hash": "c" * 12, "tokenizer": BYTES, "splits": SPLITS}
 SUBWORDS = {**DATA, "hash": "e" * 12, "tokenizer": {**BYTES, "name": "bpe-300", "hash": "f" * 12}}
 NONE = {"model.position": "none", "model.decay": "none"}
 A = {0: 2.02, 1: 2.31, 2: 2.17, 3: 2.26}
