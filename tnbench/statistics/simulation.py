@@ -11,7 +11,6 @@ writes the numbers. It takes a few minutes.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from tnbench.records import command_line, now, provenance, write_json
 from tnbench.statistics.comparison import Verdict, holm, verdicts
 from tnbench.statistics.intervals import Estimate, paired_estimate, t_bounds
 from tnbench.statistics.power import detectable_difference, equivalence_pairs_needed, pairs_needed
@@ -233,9 +233,8 @@ def main() -> None:
     for title, rows in tables.items():
         print(f"{title}\n\n{markdown(rows)}\n")
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {"simulations": SIMULATIONS, "seed": SEED, "alpha": ALPHA, "tables": tables}
-        file.write_text(json.dumps(numbers, indent=1) + "\n")
+        made = {"command": command_line(), "measured": now(), "provenance": provenance()}
+        write_json(file, {"simulations": SIMULATIONS, "seed": SEED, "alpha": ALPHA, "tables": tables, **made})
 
 
 if __name__ == "__main__":
