@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tnbench import registry
 from tnbench.config import ModelConfig
 from tnbench.errors import RequestError
-from tnbench.kernels.linear_attention import IMPLEMENTATIONS
+from tnbench.kernels.linear_attention import TORCH
 from tnbench.kernels.linear_attention.chunked import CHUNK
 from tnbench.model import LanguageModel
 from tnbench.model.mixers.base import PARTS
@@ -110,7 +110,7 @@ def test_implementations_agree(config: ModelConfig):
     if not linear:
         with pytest.raises(RequestError, match="linear attention"):
             compute("quadratic", CONTEXT)
-    for name in IMPLEMENTATIONS.keys() - {"quadratic"} if linear else ():
+    for name in TORCH.keys() - {"quadratic"} if linear else ():
         time = CHUNK + 2 if name == "chunked" else CONTEXT
         for ours, theirs in zip(compute(name, time), compute("quadratic", time), strict=True):
             assert_near(ours, theirs, 1e-8)

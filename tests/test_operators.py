@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tnbench.kernels.linear_attention import IMPLEMENTATIONS, linear_attention
+from tnbench.kernels import devices
+from tnbench.kernels.linear_attention import TORCH, linear_attention
 from tnbench.kernels.linear_attention.chunked import CHUNK, FEW_CHUNKS, chunked
 from tnbench.model import decays, feature_maps, mixers, norms, positions
 from tnbench.model.mixers import Parts
@@ -23,7 +24,7 @@ SMALL = 4
 
 torch.set_num_threads(1)
 
-FORMS = {**IMPLEMENTATIONS, f"chunked by {SMALL}": partial(chunked, chunk=SMALL)}
+FORMS = {**TORCH, f"chunked by {SMALL}": partial(chunked, chunk=SMALL)}
 ROBUST = [name for name in FORMS if name != "original"]
 SLOPES = {"none": None, "zero": (0.0,) * 3, "one": (1.0,) * 3, "strong": (8.0,) * 3, "mixed": (0.0, 0.3, 8.0)}
 LENGTHS = sorted({1, 2, *(n + k for n in (SMALL, CHUNK) for k in (-1, 0, 1)), SMALL * 5 // 2, CHUNK * 5 // 2})
@@ -51,6 +52,58 @@ def log_decay(slopes: tuple[float, ...] | None, dtype: torch.dtype = torch.float
 def overflows(slopes: tuple[float, ...] | None, time: int) -> bool:
     """Whether λ^(−time), in float64, is beyond what leaves any accuracy in the original form."""
     return slopes is not None and max(slopes) * time > 600
+
+
+def test_packed_sequences_are_sequences_of_their_own():
+    """One of them is empty: its state stays what it was."""
+    bounds = [0, 3, 3, CHUNK + 9]
+    q, k, v, _ = arguments(bounds[-1])
+    state = torch.randn(3, *v.shape[2:3], q.shape[-1], v.shape[-1], dtype=q.dtype)
+    decay = log_decay(SLOPES["mixed"])
+    packed = torch.tensor(bounds, dtype=torch.int32)
+    for name in TORCH.keys() - {"original"}:
+        out, final = linear_attention(
+            q, k, v, decay, initial_state=state, output_state=True, cu_seqlens=packed, implementation=name
+        )
+        assert final is not None
+        torch.testing.assert_close(final[1], state[1])
+        for n in (0, 2):
+            piece = slice(bounds[n], bounds[n + 1])
+            alone, after = linear_attention(
+                q[:, piece],
+                k[:, piece],
+                v[:, piece],
+                decay,
+                initial_state=state[n : n + 1],
+                output_state=True,
+            )
+            torch.testing.assert_close(out[:, piece], alone)
+            torch.testing.assert_close(final[n : n + 1], after)
+    with pytest.raises(ValueError, match=f"rise from 0 to the time {bounds[-1]}"):
+        linear_attention(q, k, v, decay, cu_seqlens=packed - 1)
+
+
+def test_precise_products_of_16_bit_inputs():
+    q, k, v, _ = arguments(2 * CHUNK, dtype=torch.bfloat16)
+    exact, _ = linear_attention(q.double(), k.double(), v.double())
+    errors = [
+        (linear_attention(q, k, v, precise=precise)[0].double() - exact).norm() / exact.norm()
+        for precise in (False, True)
+    ]
+    assert errors[1] < 1.8e-3 < errors[0]  # 2^-9 / sqrt(3) is the rounding of a bf16 output alone
+
+
+def test_fall_back_is_said_once(caplog: pytest.LogCaptureFixture):
+    q, k, v, _ = arguments(4, dtype=torch.float32)
+    devices.fall_back.cache_clear()
+    for _ in range(3):
+        linear_attention(q, k, v)
+    assert [record.getMessage() for record in caplog.records] == [
+        "linear_attention: the chunked form instead of the Triton kernels "
+        "(they need an NVIDIA GPU, and the tensors are on cpu)"
+    ]
+    with pytest.raises(ValueError, match=r"implementation triton: they need an NVIDIA GPU.*take auto"):
+        linear_attention(q, k, v, implementation="triton")
 
 
 def test_three_steps_by_hand():
@@ -152,8 +205,8 @@ def test_original_overflows_when_predicted(dtype: torch.dtype, slope: float, ste
     """Values of alternating sign keep the sum below its last term: λ^(−t) itself is what overflows."""
     signs = torch.tensor([1.0, -1.0], dtype=dtype).repeat(step).view(1, -1, 1, 1)
     ones, decay = torch.ones_like(signs), torch.tensor([-slope])
-    out, _ = IMPLEMENTATIONS["original"](ones, ones, signs, decay)
-    robust, _ = IMPLEMENTATIONS["recurrent"](ones, ones, signs, decay)
+    out, _ = TORCH["original"](ones, ones, signs, decay)
+    robust, _ = TORCH["recurrent"](ones, ones, signs, decay)
     broken = int((~out.isfinite()).flatten().nonzero()[0]) + 1
     assert abs(broken - step) <= 1
     torch.testing.assert_close(out[:, : broken - 1], robust[:, : broken - 1], rtol=2e-2, atol=2e-3)

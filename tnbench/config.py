@@ -139,7 +139,7 @@ class ModelConfig(Strict):
     """Norm in front of the output layer."""
     channel: Annotated[Component, _registered("channel")]
     """Channel mixer."""
-    implementation: Literal["auto", "quadratic", "chunked", "recurrent", "original"] = "auto"
+    implementation: Literal["auto", "triton", "quadratic", "chunked", "recurrent", "original"] = "auto"
     """How the linear-attention operator is computed."""
     tie_embeddings: bool = True
     """Whether the output layer shares the embedding matrix."""

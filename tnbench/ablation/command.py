@@ -59,7 +59,8 @@ def ablate(
     settings = {**settings, "training.device": settings.get("training.device", chosen_device(device))}
     suite = load_suite(name, results, settings=settings, seeds=seeds)
     if mode in ("run", "plan"):
-        require_device(suite.variants[0].config.training)
+        for variant in suite.variants:
+            require_device(variant.config)
     if mode == "plan":
         show_plan(suite, workers, console)
         return 0

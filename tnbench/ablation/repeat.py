@@ -67,7 +67,7 @@ def repeat(manifest: Path, *, results: Path, keep: str, console: Console) -> int
             the target; nothing has been run.
     """
     original = read_original(manifest)
-    require_device(original.config.training)
+    require_device(original.config)
     data = prepare(original.config.data)
     _require_same_data(original, data)
     folder = RunFolder(results / "train" / "runs" / run_id(original.config, data.hash, source_hash()))

@@ -41,7 +41,7 @@ def train(
     seeds = {"training.init_seed": seed, "training.data_seed": seed}
     where = {"training.device": chosen_device(device)}
     config = resolve(TRAIN_DEFAULTS, {**seeds, **where, **settings})
-    require_device(config.training)
+    require_device(config)
     data = prepare(config.data)
     folder = RunFolder(results / "train" / "runs" / run_id(config, data.hash, source_hash()))
     outcome = complete(

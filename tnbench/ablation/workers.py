@@ -10,6 +10,7 @@ write a checkpoint first.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -91,6 +92,7 @@ def fail(folder: RunFolder, attributes: dict[str, Any], reason: str) -> None:
 def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    logging.getLogger("tnbench").setLevel(logging.ERROR)  # the parent has said it, once
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if device_index is not None:
         ours = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # the user may have left us only some

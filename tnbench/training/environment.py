@@ -11,19 +11,37 @@ from typing import Any
 
 import torch
 
-from tnbench.config import TrainingConfig
+from tnbench import registry
+from tnbench.config import RunConfig, TrainingConfig
 from tnbench.errors import RequestError
+from tnbench.kernels import devices
+from tnbench.model.mixers.linear import LinearMixer
 
 
-def require_device(training: TrainingConfig) -> torch.device:
+def require_device(config: RunConfig) -> torch.device:
     """The run's device.
 
     Raises:
-        RequestError: it is not there.
+        RequestError: it is not there, or the operator's implementation cannot run on it.
     """
+    training = config.training
     if training.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("training.device = cuda: torch sees no GPU here; use training.device=cpu")
-    return torch.device(training.device)
+    device = torch.device(training.device)
+    reason = devices.obstacle(torch.empty(0, device=device))
+    if reason is not None:
+        if config.model.implementation == "triton":
+            raise RequestError(
+                f"model.implementation = triton: {reason}; set model.implementation=auto or chunked"
+            )
+        if config.model.implementation == "auto" and _linear(config):
+            devices.fall_back("linear_attention", "chunked", reason)
+    return device
+
+
+def _linear(config: RunConfig) -> bool:
+    mixers = (registry.find("mixer", component.name).target for component in config.model.mixer)
+    return any(isinstance(mixer, type) and issubclass(mixer, LinearMixer) for mixer in mixers)
 
 
 @contextmanager

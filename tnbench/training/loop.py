@@ -66,7 +66,7 @@ def run(
         Unrecorded: the disk is full or cannot be written, so that not even the outcome could be recorded;
             what was there before is still there.
     """
-    device = require_device(config.training)
+    device = require_device(config)
     former = folder.outcome()
     if former in ENDED:
         folder.resume.unlink(missing_ok=True)

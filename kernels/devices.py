@@ -1,0 +1,67 @@
+"""Where the Triton kernels can run, and what `auto` takes where they cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter runs the kernels on a CPU, for tests; it is asked for before they are imported."""
+
+OLDEST = 80
+"""Compute capability from which the kernels are compiled and tested (80: A100)."""
+
+_log = logging.getLogger("tnbench")
+
+
+class Machine(NamedTuple):
+    """Compute capability (90 for sm_90) and number of multiprocessors of a device."""
+
+    capability: int
+    processors: int
+
+    @property
+    def architecture(self) -> str:
+        return f"sm_{self.capability}"
+
+
+@lru_cache
+def machine(index: int | None) -> Machine:
+    """Of the CUDA device with this index; the interpreter stands for an sm_90 with one multiprocessor."""
+    if INTERPRETED or index is None:
+        return Machine(90, 1)
+    major, minor = torch.cuda.get_device_capability(index)
+    return Machine(10 * major + minor, torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+def obstacle(x: Tensor) -> str | None:
+    """Why the Triton kernels cannot take this tensor, or None if they can."""
+    if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"they compute in bf16, fp16 or fp32, not {str(x.dtype).removeprefix('torch.')}"
+    if INTERPRETED:
+        return None
+    if x.device.type != "cuda" or torch.version.hip is not None:
+        return f"they need an NVIDIA GPU, and the tensors are on {x.device.type}"
+    if not _triton():
+        return "triton is not installed"
+    capability = machine(x.device.index).capability
+    if capability < OLDEST:
+        return f"they need compute capability {OLDEST / 10}, this GPU has {capability / 10}"
+    return None
+
+
+@lru_cache
+def _triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@lru_cache
+def fall_back(operator: str, fallback: str, reason: str) -> None:
+    """Says, once in a process, which form `auto` takes in place of the Triton kernels."""
+    _log.warning("%s: the %s form instead of the Triton kernels (%s)", operator, fallback, reason)
