@@ -42,15 +42,20 @@ def machine(index: int | None) -> Machine:
 
 def obstacle(x: Tensor) -> str | None:
     """Why the Triton kernels cannot take this tensor, or None if they can."""
-    if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"they compute in bf16, fp16 or fp32, not {str(x.dtype).removeprefix('torch.')}"
+    return _obstacle(x.dtype, x.device.type, x.device.index)
+
+
+@torch.compiler.assume_constant_result  # it depends on the machine alone: torch.compile need not look inside
+def _obstacle(dtype: torch.dtype, device: str, index: int | None) -> str | None:
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"they compute in bf16, fp16 or fp32, not {str(dtype).removeprefix('torch.')}"
     if INTERPRETED:
         return None
-    if x.device.type != "cuda" or torch.version.hip is not None:
-        return f"they need an NVIDIA GPU, and the tensors are on {x.device.type}"
+    if device != "cuda" or torch.version.hip is not None:
+        return f"they need an NVIDIA GPU, and the tensors are on {device}"
     if not _triton():
         return "triton is not installed"
-    capability = machine(x.device.index).capability
+    capability = machine(index).capability
     if capability < OLDEST:
         return f"they need compute capability {OLDEST / 10}, this GPU has {capability / 10}"
     return None
