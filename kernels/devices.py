@@ -66,7 +66,12 @@ def _triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def fall_back(operator: str, fallback: str, reason: str) -> None:
     """Says, once in a process, which form `auto` takes in place of the Triton kernels."""
-    _log.warning("%s: the %s form instead of the Triton kernels (%s)", operator, fallback, reason)
+    _say_once(f"{operator}: the {fallback} form instead of the Triton kernels ({reason})")
+
+
+@lru_cache
+def _say_once(text: str) -> None:
+    _log.warning(text)

@@ -46,6 +46,9 @@ SHORT = 128
 WIDEST = 256
 """The largest head dim that the Triton kernels take."""
 
+AUTOCAST = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
+"""Devices with autocast; asked here because torch.compile cannot look into the question."""
+
 __all__ = ["IMPLEMENTATIONS", "TORCH", "chunked", "linear_attention", "original", "quadratic", "recurrent"]
 
 
@@ -88,7 +91,7 @@ def linear_attention(
     """
     _check(q, k, v, log_decay, initial_state, cu_seqlens)
     device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in AUTOCAST and torch.is_autocast_enabled(device):
         # Autocast would round states and decays, which are summed in fp32, to its own dtype.
         with torch.autocast(device, enabled=False):
             return linear_attention(
@@ -164,8 +167,7 @@ def _choose(q: Tensor, v: Tensor) -> str:
     reason = _obstacle(q, v)
     if reason is None:
         return "triton"
-    if not torch.compiler.is_compiling():
-        devices.fall_back("linear_attention", "chunked", reason)
+    devices.fall_back("linear_attention", "chunked", reason)
     return "quadratic" if time <= SHORT else "chunked"
 
 
