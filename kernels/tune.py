@@ -1,0 +1,141 @@
+"""Measures an operator's launch configurations on this GPU and commits the best: `python -m
+tnbench.kernels.tune OPERATOR [--seconds N] [--workers N]` writes kernels/OPERATOR/tuned.json, adding to the
+rows of other architectures.
+
+An operator takes part by a module `tuning` in its folder:
+
+| name | what |
+|---|---|
+| `cases()` | the problems to measure, most telling first; each a dict that JSON can hold |
+| `key(case)` | the row of tuned.json that a case decides on; several cases may share one |
+| `candidates(case)` | configurations to try, dicts that JSON can hold; the same for all cases of a row |
+| `kind(case)` | what the compiled kernels depend on, beside the candidate |
+| `compile(case, candidate)` | runs each kernel once, on a small problem of the case's kind |
+| `measure(case, candidate, repeats)` | median seconds of one call; ArithmeticError if its results are wrong |
+
+Worker processes first run everything once, side by side, which fills the compiler's cache; then one process
+measures. A row takes the candidate with the least geometric mean, over its cases, of the time relative to
+the case's best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FINALISTS = 4  # measured again, with more repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Measures an operator's launch configurations on this GPU and commits the best."
+    )
+    parser.add_argument("operator")
+    parser.add_argument("--seconds", type=float, default=1800, help="stop measuring after this long")
+    parser.add_argument("--workers", type=int, default=8, help="processes that compile")
+    parser.add_argument("--out", type=Path, help="write here, not to the operator's tuned.json")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    tuning = importlib.import_module(f"tnbench.kernels.{arguments.operator}.tuning")
+    if arguments.part is not None:
+        _prepare(tuning, arguments.part, arguments.workers)
+        return
+    begin = time.time()
+    command = [
+        sys.executable,
+        "-m",
+        "tnbench.kernels.tune",
+        arguments.operator,
+        "--workers",
+        str(arguments.workers),
+    ]
+    workers = [subprocess.Popen([*command, "--part", str(i)]) for i in range(arguments.workers)]
+    for worker in workers:
+        try:
+            worker.wait(timeout=max(1.0, arguments.seconds / 2 - (time.time() - begin)))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    print(f"compiled in {time.time() - begin:.0f} s", flush=True)
+    target = arguments.out or Path(__file__).with_name(arguments.operator) / "tuned.json"
+    _measure(tuning, target, begin + arguments.seconds)
+
+
+def rows(tuning: ModuleType) -> dict[str, list[dict[str, Any]]]:
+    """The cases of each row, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for case in tuning.cases():
+        found.setdefault(tuning.key(case), []).append(case)
+    return found
+
+
+def _prepare(tuning: ModuleType, part: int, parts: int) -> None:
+    items = {
+        json.dumps(candidate, sort_keys=True) + json.dumps(tuning.kind(cases[0]), sort_keys=True): (
+            cases[0],
+            candidate,
+        )
+        for cases in rows(tuning).values()
+        for candidate in tuning.candidates(cases[0])
+    }
+    for case, candidate in list(items.values())[part::parts]:
+        try:
+            tuning.compile(case, candidate)
+        except Exception as error:
+            print(f"{json.dumps(candidate)}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+
+
+def _measure(tuning: ModuleType, target: Path, deadline: float) -> None:
+    for name, cases in rows(tuning).items():
+        if time.time() > deadline:
+            print(f"out of time before {name}")
+            return
+        choices = tuning.candidates(cases[0])
+        scores = _scores(tuning, cases, choices, 5, deadline)
+        finalists = sorted(scores, key=lambda i: scores[i])[:FINALISTS]
+        if not finalists:
+            print(f"{name}: nothing could be measured")
+            continue
+        chosen = [choices[i] for i in finalists]
+        again = _scores(tuning, cases, chosen, 15, deadline) or {0: 0.0}
+        best = chosen[min(again, key=lambda i: again[i])]
+        known = json.loads(target.read_text()) if target.exists() else {}
+        known[name] = best
+        target.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+        print(f"{name}: {json.dumps(best)}", flush=True)
+
+
+def _scores(
+    tuning: ModuleType, cases: list[dict], choices: list[dict], repeats: int, deadline: float
+) -> dict[int, float]:  # fmt: skip
+    """Mean logarithm of the time relative to the best of each case, for candidates that are right in all of
+    them."""
+    sums = dict.fromkeys(range(len(choices)), 0.0)
+    for case in cases:
+        seconds: dict[int, float] = {}
+        for i in list(sums):
+            if time.time() > deadline:
+                return {}
+            try:
+                seconds[i] = tuning.measure(case, choices[i], repeats)
+            except Exception as error:
+                print(
+                    f"{case} {json.dumps(choices[i])}: {type(error).__name__}: {str(error)[:200]}", flush=True
+                )
+                del sums[i]
+        if seconds:
+            best = min(seconds.values())
+            for i, value in seconds.items():
+                sums[i] += math.log(value / best) / len(cases)
+    return sums
+
+
+if __name__ == "__main__":
+    main()

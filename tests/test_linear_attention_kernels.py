@@ -1,0 +1,73 @@
+"""The Triton linear attention without a GPU: interpreted against float64, and compiled for chips that are
+not here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+
+
+def python(*command: str, interpret: bool, seconds: int) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=HERE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def interpreted(marks: str, seconds: int) -> None:
+    options = ("-q", "-x", "-n", "0", "-m", marks, "-p", "no:cacheprovider", "-o", "timeout=0")
+    done = python("pytest", *options, "interpreted_linear_attention.py", interpret=True, seconds=seconds)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_interpreted():
+    interpreted("not slow", 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_interpreted_over_more_shapes():
+    interpreted("slow", 1400)
+
+
+def compiled(capability: int, *dims: int) -> None:
+    """No spills, shared memory within the chip, and the chip's own matrix instructions."""
+    command = ("tnbench.kernels.compiled", "linear_attention", str(capability), *(str(d) for d in dims))
+    done = python(*command, interpret=False, seconds=1000)
+    assert done.returncode == 0, done.stderr[-4000:]
+    from tnbench.kernels.compiled import SHARED
+
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert rows
+    for row in rows:
+        # The three walks of `gradients` share a kernel: a few words wait in memory for their walk's turn.
+        assert row["spills"] <= (24 if row["kernel"].startswith("gradients,") else 0), row
+        assert row["shared"] <= SHARED[capability], row
+        if capability == 90 and "decay" not in row["kernel"]:
+            assert row["wgmma"] > 0, row
+            assert row["mma"] == 0, row
+
+
+def test_compiled():
+    compiled(90, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiled_for_more_chips_and_head_dims(capability):
+    compiled(capability, 16, 64, 96, 128, 192, 256)
