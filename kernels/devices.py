@@ -68,10 +68,10 @@ def _triton() -> bool:
 
 @torch.compiler.assume_constant_result
 def fall_back(operator: str, fallback: str, reason: str) -> None:
-    """Says, once in a process, which form `auto` takes in place of the Triton kernels."""
-    _say_once(f"{operator}: the {fallback} form instead of the Triton kernels ({reason})")
+    """Says which form `auto` takes in place of the Triton kernels: once for each reason in a process."""
+    if reason not in _said:
+        _said.add(reason)
+        _log.warning("%s: the %s form instead of the Triton kernels (%s)", operator, fallback, reason)
 
 
-@lru_cache
-def _say_once(text: str) -> None:
-    _log.warning(text)
+_said: set[str] = set()

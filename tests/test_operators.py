@@ -95,7 +95,7 @@ def test_precise_products_of_16_bit_inputs():
 
 def test_fall_back_is_said_once(caplog: pytest.LogCaptureFixture):
     q, k, v, _ = arguments(4, dtype=torch.float32)
-    devices._say_once.cache_clear()
+    devices._said.clear()
     for _ in range(3):
         linear_attention(q, k, v)
     assert [record.getMessage() for record in caplog.records] == [

@@ -1,21 +1,40 @@
-"""Norms over the last dimension. All take `width` and map (…, width) to (…, width)."""
+"""Norms over the last dimension. All take `width` and map (…, width) to (…, width).
+
+On a GPU they are the Triton kernels of `tnbench.kernels.normalisation`, elsewhere plain torch. A norm that
+can be fused with a gate has a method `gated(x, u, activation)`; mixers call the function of that name, to
+which any norm may be given.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from tnbench.kernels import normalisation
 from tnbench.registry import register
 
 Epsilon = Annotated[float, Field(gt=0)]
+Activation = Literal["none", "swish", "sigmoid"]
+
+ACTIVATIONS = {"none": lambda u: u, "swish": F.silu, "sigmoid": F.sigmoid}
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Mean squares are summed in fp32 at least, as in the official code."""
-    return x if x.dtype == torch.float64 else x.float()
+def gated(norm: nn.Module, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
+    """norm(x) ⊙ a(u), in one kernel where the norm and the device have one.
+
+    Args:
+        norm: any norm of x's last dimension.
+        x, u: of one shape, (…, width).
+        activation: a.
+    """
+    fused = getattr(norm, "gated", None)
+    if fused is None or not normalisation.takes_kernels(x):
+        return norm(x) * ACTIVATIONS[activation](u)
+    return fused(x, u, activation)
 
 
 @register("norm", "srmsnorm", reference="arXiv 2307.14995, eq. 8")
@@ -27,8 +46,10 @@ class SRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return normalisation.norm(x, eps=self.eps)
+
+    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        return normalisation.norm(x, gate=u, activation=activation, eps=self.eps)
 
 
 @register("norm", "rmsnorm", reference="arXiv 1910.07467, eq. 4")
@@ -41,9 +62,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight).to(x.dtype)
+        return normalisation.norm(x, weight=self.weight, eps=self.eps)
+
+    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        return normalisation.norm(x, gate=u, weight=self.weight, activation=activation, eps=self.eps)
 
 
 @register("norm", "layernorm", reference="arXiv 1607.06450, eq. 3")
@@ -54,7 +76,20 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)
+        if not normalisation.takes_kernels(x):
+            return super().forward(x).to(x.dtype)
+        return normalisation.norm(x, weight=self.weight, bias=self.bias, centred=True, eps=self.eps)
+
+    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        return normalisation.norm(
+            x,
+            gate=u,
+            weight=self.weight,
+            bias=self.bias,
+            activation=activation,
+            centred=True,
+            eps=self.eps,
+        )
 
 
 @register("norm", "none")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tnbench.errors import RequestError
+from tnbench.kernels import lrpe
 from tnbench.registry import alias, hint, register
 
 BASE = 10000.0
@@ -119,6 +120,8 @@ class RoPE(_PerLayer):
     def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         if not self.active:
             return q, k
+        if lrpe.takes_kernels(q):
+            return lrpe.rotate(q, k, self.theta, start=start, form="rotation")
         phase = angles(self.theta, start, q.shape[1])
         return rotate_pairs(q, phase), rotate_pairs(k, phase)
 
@@ -166,6 +169,8 @@ class LRPE(_PerLayer):
     def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
         if not self.active:
             return q, k
+        if self.form != "householder" and lrpe.takes_kernels(q):
+            return lrpe.rotate(q, k, self.theta, start=start, form=self.form)
         phase = angles(self.theta, start, q.shape[1])
         if self.form == "cosine":
             cos, sin = phase.cos().to(q.dtype), phase.sin().to(q.dtype)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tnbench.kernels.linear_attention import linear_attention
 from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
+from tnbench.model.norms import Activation, gated
 from tnbench.registry import alias, register
 
 
@@ -104,26 +104,23 @@ class GatedLinearAttention(LinearMixer):
         parts: Parts | None = None,
         *,
         norm_scope: Literal["all", "head"] = "all",
-        gate_activation: Literal["none", "swish", "sigmoid"] = "none",
+        gate_activation: Activation = "none",
         scaled: bool = False,
     ) -> None:
         super().__init__(width, heads, parts)
-        self.norm_scope, self.gate_activation = norm_scope, gate_activation
+        self.norm_scope = norm_scope
+        self.gate_activation: Activation = gate_activation
         self.scale = self.head_dim**-0.5 if scaled else 1.0
         self.inner_norm = self.parts.inner_norm(width if norm_scope == "all" else self.head_dim)
 
     def _finish(self, out: Tensor, u: Tensor | None) -> Tensor:
-        if self.norm_scope == "all":
-            out = self.inner_norm(out.flatten(-2))
-        else:
-            out = self.inner_norm(out).flatten(-2)
-        if u is None:
-            return out
-        if self.gate_activation == "swish":
-            u = F.silu(u)
-        elif self.gate_activation == "sigmoid":
-            u = torch.sigmoid(u)
-        return out * u
+        together = self.norm_scope == "all"
+        if together:
+            out = out.flatten(-2)
+        elif u is not None:
+            u = u.unflatten(-1, (self.heads, self.head_dim))
+        out = self.inner_norm(out) if u is None else gated(self.inner_norm, out, u, self.gate_activation)
+        return out if together else out.flatten(-2)
 
 
 @register("mixer", "norm-attention", reference="arXiv 2210.10340, eq. 10")

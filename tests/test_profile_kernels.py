@@ -1,0 +1,484 @@
+"""`tnbench profile-kernels`: campaigns with made-up workers, verdicts by hand, reports, wrong requests."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tnbench import cli
+from tnbench.errors import RequestError
+from tnbench.profiling.kernels import campaign, planning, rows
+from tnbench.profiling.kernels.against import commit_of, kernels_at
+from tnbench.profiling.kernels.breakeven import break_even
+from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress, summary
+from tnbench.profiling.kernels.plots import MEASURES
+from tnbench.profiling.kernels.pool import Pool
+from tnbench.profiling.kernels.store import Block, RecordsError, Store, slug
+from tnbench.profiling.kernels.verdicts import compare, fastest, speedup
+from tnbench.report import drawing
+
+WORKER = Path(__file__).with_name("fake_kernel_worker.py")
+FINE = {"fine-1": "ours", "fine-3": "peer", "fine-9": "torch", "fine-2": "softmax"}
+MEASUREMENT = Measurement(rounds=3, calls=3, seconds=0.01)
+
+
+def point(length: int, implementations: dict[str, str], mode: str = "forward", graph: bool = False) -> Point:
+    shape = {"batch": 2, "heads": 4, "key_dim": 64, "value_dim": 64, "decay": "geometric", "length": length}
+    case = {"operator": "linear_attention", "mode": mode, "dtype": "bfloat16", "shape": shape}
+    return Point(
+        case=case,
+        tokens=2 * length,
+        floor_bytes=1000 * length,
+        flops=10**6 * length,
+        graph=graph,
+        implementations=implementations,
+        kernel_hash="0123",
+        stack={"torch": "2", "triton": None},
+        command="tnbench profile-kernels linear_attention",
+    )
+
+
+class Bench:
+    """Campaigns in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, Store(folder / "machine")
+        self.store.folder.mkdir()
+
+    def run(
+        self, points: Sequence[Point], measurement: Measurement = MEASUREMENT, **options: Any
+    ) -> Progress:
+        with Pool(self.command, {"time": 0.5}) as pool:
+            one = Campaign(pool, self.store, measurement, **options)
+            return one.run(points, self.store.read(), {"device": "a machine", "versions": {"torch": "2"}})
+
+    def command(self, name: str) -> list[str]:
+        return [sys.executable, str(WORKER), name, str(self.folder)]
+
+    def processes(self, name: str) -> int:
+        return len(list(self.folder.glob(f"{name}.*")))
+
+    def requests(self, name: str) -> list[str]:
+        return [json.loads(line)["do"] for path in self.folder.glob(f"{name}.*") for line in path.open()]
+
+    def statuses(self) -> dict[str, str]:
+        return {row["implementation"]: row["status"] for row in self.store.read().blocks[-1].rows}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two lengths in two modes, graphs at the shorter, a peer that is out of memory at one, energy."""
+    bench = Bench(tmp_path_factory.mktemp("measured"))
+    points = [
+        point(length, {**FINE, **extra}, mode, graph=length == 1000)
+        for mode in ("both",)
+        for length, extra in ((1000, {"wrong": "peer"}), (4000, {"oom": "peer"}))
+    ]
+    bench.run(points, energy=0.1)
+    return bench.store
+
+
+def test_crash_hang_and_lost_context_leave_the_others_alone(bench: Bench) -> None:
+    odd = ["crash", "killed", "hang", "lost", "oom", "wrong", "unsupported"]
+    progress = bench.run([point(1000, {"fine-1+noise": "ours", **dict.fromkeys(odd, "peer")})])
+    assert bench.statuses() == {
+        "fine-1+noise": "ok",
+        "crash": "crashed",
+        "killed": "crashed",
+        "hang": "hung",
+        "lost": "error",
+        "oom": "oom",
+        "wrong": "wrong",
+        "unsupported": "unsupported",
+    }
+    reasons = {row["implementation"]: row["reason"] for row in bench.store.read().blocks[0].rows}
+    assert reasons["crash"] == "ended with status 7: Fatal: the driver is gone"
+    assert reasons["killed"] == "ended by SIGKILL"
+    assert reasons["hang"] == "no answer to time within 0.5 s"
+    assert reasons["oom"] == "because it is oom"
+    assert progress.rows == {
+        "ok": 1,
+        "crashed": 2,
+        "hung": 1,
+        "error": 1,
+        "oom": 1,
+        "wrong": 1,
+        "unsupported": 1,
+    }
+
+
+def test_what_fails_its_gate_is_not_timed(bench: Bench) -> None:
+    bench.run([point(1000, {"wrong": "peer", "fine-1": "ours"})])
+    assert bench.requests("wrong") == ["prepare", "quit"]
+    assert bench.requests("fine-1") == ["prepare", *["time"] * 3, "quit"]
+
+
+def test_a_dead_worker_is_replaced_and_then_given_up(bench: Bench) -> None:
+    lengths = (2000, 3000, 4000, 5000, 6000)
+    bench.run([point(length, {"crash": "peer", "lost": "peer", "fine-1": "ours"}) for length in lengths])
+    assert bench.processes("crash") == 3
+    assert bench.processes("lost") == 5
+    assert bench.processes("fine-1") == 1
+    last = bench.store.read().blocks[-1].rows[0]
+    assert (last["status"], last["reason"]) == ("crashed", "not tried: it failed 3 times in a row")
+
+
+def test_rounds_are_interleaved_and_their_order_turns(bench: Bench) -> None:
+    order: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.doing.startswith("round") and progress.doing not in order:
+            order.append(progress.doing)
+
+    bench.run([point(1000, {"fine-1": "ours", "fine-2": "peer", "fine-3": "peer"})], watch=watch)
+    turns = [doing.partition(": ")[2] for doing in order]
+    assert turns == [
+        *("fine-1", "fine-2", "fine-3"),
+        *("fine-2", "fine-3", "fine-1"),
+        *("fine-3", "fine-1", "fine-2"),
+    ]
+
+
+def test_a_rerun_measures_only_what_is_missing(bench: Bench) -> None:
+    two = {"fine-1": "ours", "fine-3": "peer"}
+    assert bench.run([point(1000, two)]).skipped == 0
+    again = bench.run([point(1000, two), point(2000, two)])
+    assert (again.done, again.skipped) == (2, 1)
+    before = bench.store.path.read_bytes()
+    assert bench.run([point(1000, two), point(2000, {"fine-1": "ours"})]).skipped == 2
+    assert bench.store.path.read_bytes() == before
+    # one more implementation, another number of rounds, other kernels: measured again, as a whole
+    assert bench.run([point(1000, {**two, "fine-9": "peer"})]).skipped == 0
+    assert bench.run([point(1000, two)], Measurement(2, 3, 0.01)).skipped == 0
+    changed = Point(**{**vars(point(1000, two)), "kernel_hash": "4567"})
+    assert bench.run([changed]).skipped == 0
+    assert len(bench.store.read().blocks) == 5
+    assert [block.line["kernel_hash"] for block in bench.store.read().shown()] == ["4567", "0123"]
+
+
+def test_energy_is_added_later(bench: Bench) -> None:
+    points = [point(1000, {"fine-1": "ours", "oom": "peer"})]
+    bench.run(points)
+    blocks = bench.store.read().blocks
+    assert bench.run(points, energy=0.1).skipped == 0
+    assert [block.id for block in bench.store.read().blocks] == [block.id for block in blocks]
+    assert bench.store.read().blocks[0].energy["fine-1"]["joules_per_call"] == 1.0
+    assert bench.requests("fine-1").count("time") == 3
+    assert bench.run(points, energy=0.1).skipped == 1
+
+
+def test_records_survive_a_kill_between_and_inside_lines(bench: Bench) -> None:
+    points = [point(length, {"fine-1": "ours", "fine-3": "peer"}) for length in (1000, 2000)]
+    bench.run(points)
+    whole = bench.store.path.read_bytes().splitlines(keepends=True)
+    rows_of_second = [n for n, line in enumerate(whole) if b'"kind": "row"' in line][2:]
+    bench.store.path.write_bytes(b"".join(whole[: rows_of_second[1]]))  # killed between two rows of a point
+    assert len(bench.store.read().blocks) == 1
+    bench.store.path.write_bytes(b"".join(whole[:-1]) + whole[-1][:40])  # inside the line that ends the point
+    records = bench.store.read()
+    assert len(records.blocks) == 1
+    assert records.problems == [f"records.jsonl: line {len(whole)} is broken and was ignored"]
+    assert bench.run(points).skipped == 1
+    records = bench.store.read()
+    assert len(records.blocks) == 2
+    assert len(records.problems) == 1
+
+
+def test_ctrl_c_and_the_time_limit_keep_finished_points(bench: Bench) -> None:
+    points = [point(length, {"fine-1": "ours", "slow": "peer"}) for length in (1000, 2000, 3000)]
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 1:
+            threading.Timer(0.02, signal.raise_signal, [signal.SIGINT]).start()
+
+    assert bench.run(points[:2], watch=interrupt).stopped == "interrupted"
+    assert len(bench.store.read().blocks) == 1
+    stopped = bench.run(points, time_limit=0.1)
+    assert (stopped.stopped, stopped.done, stopped.skipped) == ("time limit", 1, 1)
+    assert bench.run(points).done == 3
+
+
+def test_a_full_disk_is_one_error_that_keeps_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run([point(1000, {"fine-1": "ours"})])
+    before = bench.store.path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tnbench.profiling.kernels.store.os.fsync", full)
+    with pytest.raises(RecordsError, match=r"cannot write .*: no space left on device"):
+        bench.run([point(2000, {"fine-1": "ours"})])
+    assert bench.store.path.read_bytes().startswith(before)
+
+
+def test_two_campaigns_do_not_write_to_one_folder(bench: Bench) -> None:
+    with bench.store.writing(), pytest.raises(RequestError, match="another tnbench profile-kernels"):  # noqa: SIM117
+        with bench.store.writing():
+            pass
+
+
+def test_speedup_by_hand() -> None:
+    """log2 of the ratios is 1, 1, 2: mean 4/3, standard error 1/3, t(0.975, 2) = 4.3027."""
+    found = speedup([1.0, 1.0, 1.0], [2.0, 2.0, 4.0])
+    assert found.ratio == pytest.approx(2 ** (4 / 3))
+    assert found.low == pytest.approx(2 ** (4 / 3 - 4.302653 / 3), rel=1e-5)
+    assert found.high == pytest.approx(2 ** (4 / 3 + 4.302653 / 3), rel=1e-5)
+    assert found.verdict == "undecided"
+    assert speedup([1.0, 1.1, 0.9], [0.5, 0.51, 0.49]).verdict == "slower"
+    assert speedup([1.0], [9.0]).verdict == "undecided"
+    assert speedup([1.0, 1.0], [1.0, 1.0]).verdict == "undecided"
+
+
+def test_pairs_are_compared_by_graph_times_only_where_both_have_them() -> None:
+    def row(eager: float, graph: float | None, **more: str) -> dict[str, Any]:
+        times = {"median": eager, "rounds": [eager, eager]}
+        graphed = graph and {"median": graph, "rounds": [graph, graph]}
+        return {"status": "ok", "eager": times, "graph": graphed, **more}
+
+    assert compare(row(4, 1), row(8, 3)).ratio == pytest.approx(3)
+    assert compare(row(4, 1), row(8, None)).ratio == pytest.approx(2)
+    one = row(4, 1, source="peer", implementation="one")
+    two = row(2, None, source="peer", implementation="two")
+    assert fastest([one, two, {**two, "status": "wrong", "source": "torch"}], ("peer", "torch")) is one
+    assert fastest([one, two], ("peer",), but="one") is two
+    assert fastest([one], ("softmax",)) is None
+
+
+def test_break_even_by_hand() -> None:
+    """Times 100 and 25 n^2 / 1000^2 cross at 2,000; straight lines in log-log hit that exactly."""
+    softmax = {length: 25 * (length / 1000) ** 2 for length in (1000, 1500, 3000, 4000)}
+    own = dict.fromkeys(softmax, 100.0)
+    assert break_even(own, softmax).length == pytest.approx(2000)
+    assert break_even(own, {1000: 1.0}).shown == "above 1,000"
+    assert break_even({1000: 0.5}, {1000: 1.0, 2000: 1.0}).shown == "below 1,000"
+    assert break_even({1000: 1.0}, {2000: 1.0}).shown == "no length where both ran"
+    # ahead, behind, ahead: it counts from where it stays ahead
+    assert break_even({1: 1.0, 2: 4.0, 8: 1.0}, {1: 2.0, 2: 2.0, 8: 2.0}).length == pytest.approx(4)
+    assert math.isnan(break_even({}, {}).length)
+
+
+def test_summary_of_calls() -> None:
+    found = summary([[1.0, 3.0], [2.0, 4.0, 5.0]])
+    assert found == {"median": 3.0, "p10": 1.4, "p90": 4.6, "calls": 5, "rounds": [2.0, 4.0]}
+
+
+def test_rows_by_hand(measured: Store) -> None:
+    frame = rows.kernels(measured.read())
+    assert tuple(frame.columns) == rows.COLUMNS
+    assert len(frame) == 10
+    row = frame[(frame["mode"] == "both") & (frame["implementation"] == "fine-1")].iloc[0]
+    assert row["latency_seconds"] == pytest.approx(1e-3, rel=0.03)
+    assert row["graph_seconds"] == pytest.approx(0.5e-3, rel=0.03)
+    assert row["launch_share"] == pytest.approx(0.5)
+    assert row["floor_seconds"] == pytest.approx(1e-3)  # 1000 bytes a token at 1 GB/s
+    assert row["roofline_share"] == pytest.approx(1e-3 / row["graph_seconds"])
+    assert row["tflops"] == pytest.approx(1e9 / row["graph_seconds"] / 1e12)
+    assert row["gigabytes_per_second"] == pytest.approx(1e6 / row["graph_seconds"] / 1e9)
+    assert (row["joules_per_call"], row["joules_per_token"]) == (1.0, 1.0 / 2000)
+    assert (row["error_o"], row["error_dq"], row["error_other"], row["error_limit"]) == (
+        1e-3,
+        2e-3,
+        3e-3,
+        2e-3,
+    )
+    assert (row["registers"], row["spills"], row["shared_bytes"]) == (128, 3, 300)
+    assert row["instruction"] == "fma+wgmma"
+    assert row["best_peer"] == "fine-3"
+    assert row["speedup"] == pytest.approx(3, rel=0.03)
+    assert row["verdict"] == "faster"
+    assert row["reproduce"] == "tnbench profile-kernels linear_attention --implementation fine-1"
+    peer = frame[frame["implementation"] == "fine-3"].iloc[0]
+    assert (peer["best_peer"], peer["verdict"]) == ("fine-9", "faster")
+    assert frame[frame["source"] == "softmax"]["verdict"].isna().all()
+    bad = frame[frame["implementation"] == "oom"].iloc[0]
+    assert (bad["status"], bad["reason"]) == ("oom", "because it is oom")
+    assert math.isnan(bad["latency_seconds"])
+    assert math.isnan(bad["error_o"])
+
+
+def test_summary_counts_what_is_left_out(measured: Store, bench: Bench) -> None:
+    found = rows.summary(measured.read()).set_index(["mode", "kind"]).loc[("both", "best peer")]
+    assert (found["points"], found["compared"], found["left_out"], found["faster"]) == (2, 2, 0, 2)
+    assert found["speedup"] == pytest.approx(3, rel=0.03)
+    slow = {"fine-9": "ours", "fine-3": "peer"}
+    nobody = {"fine-9": "ours", "oom": "peer"}
+    bench.run([point(1000, slow), point(2000, slow), point(3000, nobody)])
+    found = rows.summary(bench.store.read()).iloc[0]
+    assert (found["compared"], found["left_out"], found["slower"]) == (2, 1, 2)
+    assert found["slower_points"] == "B2 H4 D64 n1000; B2 H4 D64 n2000"
+    assert found["speedup"] == pytest.approx(1 / 3, rel=0.03)
+
+
+def test_a_revision_is_compared_with_its_own_twin(bench: Bench) -> None:
+    bench.run([point(1000, {"fine-1": "ours", "fine-1@2": "revision"})])
+    found = rows.comparisons(bench.store.read())
+    twin = rows.kernels(bench.store.read()).iloc[1]
+    assert twin["reproduce"].endswith("linear_attention --implementation fine-1 --against 2")
+    assert found[["implementation", "against", "kind"]].to_numpy().tolist() == [
+        ["fine-1", "fine-1@2", "revision 2"]
+    ]
+
+
+def test_report_again_gives_the_same_bytes(measured: Store, tmp_path: Path, capsys, monkeypatch) -> None:
+    folder = tmp_path / "results" / "kernels" / "machine"
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").write_bytes(measured.path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 60)
+    monkeypatch.delitem(MEASURES, "roofline")
+    contents = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["profile-kernels", "--report"])
+        assert ended.value.code == 0
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+    plots = {f"linear_attention-bfloat16-{kind}.{end}" for kind in MEASURES for end in ("png", "pdf")}
+    tables = {"kernels.csv", "comparisons.csv", "summary.csv", "break_even.csv", "table.md", "records.jsonl"}
+    assert contents[0].keys() == plots | tables
+    page = contents[0]["table.md"].decode()
+    assert "| fine-1 | **0.505** | **4.04** |" in page
+    assert "| × best peer | 3.00+ | 3.00+ |" in page
+    assert "because it is oom" in page
+    out = capsys.readouterr().out
+    assert "× best peer" in out
+    assert "measured with other kernels" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["linear_atention"], "no operator 'linear_atention', did you mean linear_attention?"),
+        (
+            ["linear_attention", "--length", "1k,x"],
+            "--length: 'x' is no size; write whole numbers, as 1k,2k,4096",
+        ),
+        (
+            ["linear_attention", "--length", "0"],
+            "--length: '0' is no size; write whole numbers, as 1k,2k,4096",
+        ),
+        (["--shape", "4"], "--shape 4: write batch and heads, as 4,16"),
+        (
+            ["--shape", "4,16", "--heads", "2"],
+            "--shape gives batch and heads together: leave out --batch and --heads",
+        ),
+        (["--mode", "forwards"], "--mode forwards: did you mean forward?"),
+        (["--dtype", "bf16"], "--dtype bf16: did you mean bfloat16?"),
+        (["linear_attention", "--width", "4k"], "--width: linear_attention has no such axis"),
+        (
+            ["linear_attention", "--mode", "decode"],
+            "linear_attention has no mode decode: it has forward, backward, both",
+        ),
+        (["--implementation", "chunkd"], "--implementation chunkd: did you mean chunked?"),
+        (
+            ["--device", "cpu", "--implementation", "fla-chunk"],
+            "--implementation fla-chunk: it needs an NVIDIA GPU",
+        ),
+        (["--plan", "--report"], "--plan and --report exclude each other"),
+        (["--report"], "results/kernels holds no records of kernels; run tnbench profile-kernels"),
+        (
+            ["--against", "no-such-ref"],
+            "--against no-such-ref: git knows no such revision; git log --oneline lists some",
+        ),
+    ],
+)
+def test_wrong_requests(arguments: list[str], said: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["profile-kernels", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"tnbench: {said}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_against_needs_a_checkout(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not a git checkout of tnbench"):
+        commit_of("HEAD", tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "one.py").write_text("ONE = 1\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    (tmp_path / "kernels" / "one.py").write_text("ONE = 2\n")
+    commit = commit_of("HEAD", tmp_path)
+    with kernels_at(commit, tmp_path) as folder:
+        assert (folder / "kernels" / "one.py").read_text() == "ONE = 1\n"
+    assert not folder.exists()
+    with pytest.raises(RequestError, match="no such revision"):
+        commit_of("--help", tmp_path)
+
+
+def test_every_default_point_can_be_asked_for_again() -> None:
+    """The command of each point, read as the CLI reads it, gives that point and no other."""
+    import typer
+
+    command = typer.main.get_command(cli.app).commands["profile-kernels"]  # type: ignore[attr-defined]
+    for device in ("cpu", "cuda"):
+        for one in planning.points(planning.Wanted(), device, {}, "again"):
+            words = one.command.split()[2:]
+            read = command.make_context("profile-kernels", words).params
+            options = (option[2:].replace("-", "_") for option in planning.AXIS_OPTIONS.values())
+            axes = planning.axes(**{name: read[name] for name in options})
+            wanted = planning.Wanted(tuple(read["operators"]), axes)
+            assert [found.case for found in planning.points(wanted, device, {}, "again")] == [one.case]
+
+
+def test_names_of_machines() -> None:
+    assert slug("Intel(R) Xeon(R) Processor") == "intel-xeon-processor"
+
+
+def test_a_block_that_differs_in_anything_is_not_current() -> None:
+    key = point(1000, {}).key(MEASUREMENT)
+    block = Block({**key, "block": "1"}, [])
+    assert block.matches(key)
+    for name in key:
+        assert not block.matches({**key, name: "other"})
+
+
+def test_a_tiny_real_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(campaign, "ROOFLINE", "quadratic")  # one process for both
+    monkeypatch.delitem(MEASURES, "roofline")
+    words = ["linear_attention", "--length", "32", "--shape", "1,2", "--head-dim", "16", "--mode", "both"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["profile-kernels", *words, "--implementation", "quadratic", "--rounds", "2", "--device", "cpu"]
+        )
+    assert ended.value.code == 0, capsys.readouterr()
+    (folder,) = (tmp_path / "results" / "kernels").iterdir()
+    (block,) = Store(folder).read().blocks
+    (row,) = block.rows
+    assert row["status"] == "ok"
+    assert row["errors"].keys() == {"o", "dq", "dk", "dv"}
+    assert len(row["eager"]["rounds"]) == 2
+
+
+@pytest.mark.slow
+def test_the_default_run_on_a_cpu(tmp_path: Path) -> None:
+    """Under two minutes on two cores that do nothing else."""
+    words = [sys.executable, "-m", "tnbench.cli", "profile-kernels", "--device", "cpu"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "results" / "kernels").iterdir()
+    assert list(folder.glob("*.png"))
+    assert {row["status"] for block in Store(folder).read().blocks for row in block.rows} <= {
+        "ok",
+        "unsupported",
+        "oom",
+    }
