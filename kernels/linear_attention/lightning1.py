@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from tnbench.kernels.devices import INTERPRETED, machine, obstacle
+from tnbench.kernels.layout import aligned, missing, widened
 
 WIDEST = 256
 """Largest head dim."""
@@ -74,7 +75,8 @@ def lightning1(
     """o_i = scale Σ_{j<=i} λ^(i-j) (q_i·k_j) v_j, differentiable in q, k, v and the decay.
 
     Args:
-        q, k: (batch, time, heads, key dim), of any strides, bf16, fp16 or fp32, on an NVIDIA GPU.
+        q, k: (batch, time, heads, key dim), bf16, fp16 or fp32, on an NVIDIA GPU; copied where rows
+            do not begin at multiples of 16 bytes.
             16-bit operands are multiplied as they are, fp32 ones as three TF32 products: fp32 accuracy.
         v: (batch, time, heads, value dim), of q's dtype. Head dims go up to 256.
         log_decay: (heads,), log λ, at most 0; None for λ = 1.
@@ -105,11 +107,9 @@ def lightning1(
         raise ValueError(f"block must be two powers of two from 16, got {block}")
     rows, columns = block or (0, 0)
     rate = None if log_decay is None else log_decay.float().contiguous()
-    return torch.ops.tnbench.lightning1(q, k, v, rate, float(scale), rows, columns)
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    wide = widened(q), widened(k), widened(v)
+    out = torch.ops.tnbench.lightning1(*wide, rate, float(scale), rows, columns)
+    return out[..., : v.shape[-1]] if missing(v) else out
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -126,7 +126,7 @@ def _product(
 ) -> Tensor:
     from tnbench.kernels.linear_attention import lightning1_kernels as kernels
 
-    a, b, c = _dense(a), _dense(b), _dense(c)
+    a, b, c = aligned(a), aligned(b), aligned(c)
     y = _empty(c)
     batch, time, heads, width = c.shape
     if y.numel() == 0:
@@ -169,7 +169,7 @@ def _decay_gradient(do: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tens
     """d log λ (heads,) fp32, of an output without scale."""
     from tnbench.kernels.linear_attention import lightning1_kernels as kernels
 
-    q, k, v, do = (_dense(x) for x in (q, k, v, do))
+    q, k, v, do = (aligned(x) for x in (q, k, v, do))
     batch, time, heads, width = q.shape
     parts = torch.zeros(batch, heads, -(-time // DECAY.rows), dtype=torch.float32, device=q.device)
     if parts.numel():

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tnbench.kernels.linear_attention.triton_op import planned, rows
+from tnbench.kernels.layout import aligned, widened
+from tnbench.kernels.linear_attention.triton_op import planned
 
 
 @torch.no_grad()
@@ -39,11 +40,12 @@ def _state(
     b: Tensor, c: Tensor, log_decay: Tensor | None, scale: float, cu_seqlens: Tensor | None, precise: bool,
     reverse: bool
 ) -> Tensor:  # fmt: skip
-    b, c = rows(b), rows(c)
+    keys, values = b.shape[-1], c.shape[-1]
+    b, c = aligned(widened(b)), aligned(widened(c))
     if log_decay is not None:
         log_decay = log_decay.float().contiguous()
     p = planned(b, b, c, cu_seqlens, precise, False)
     ends = p.run_spans(b, c, log_decay, cu_seqlens, float(scale), reverse)
     final = p.states(b, p.sequences)
     p.run_states(b, c, log_decay, cu_seqlens, None, ends, final, None, float(scale), reverse)
-    return final
+    return final[..., :keys, :values]

@@ -10,12 +10,14 @@ beside the gradients and those states.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from tnbench.kernels.devices import INTERPRETED, obstacle
+from tnbench.kernels.layout import aligned, missing, widened
 from tnbench.kernels.linear_attention import plans
 from tnbench.kernels.linear_attention.plans import TYPES, Plan
 
@@ -31,11 +33,6 @@ def planned(
     )  # fmt: skip
 
 
-def rows(x: Tensor) -> Tensor:
-    """Kernels take any strides but one: the last dim is read as contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float, output_state: bool, precise: bool, save: bool,
@@ -43,7 +40,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """o, the final state, and the end-states of spans for the backward (`clean`: zeros in those that nobody
     reads)."""
-    q, k, v = rows(q), rows(k), rows(v)
+    q, k, v = aligned(q), aligned(k), aligned(v)
     p = planned(q, k, v, cu_seqlens, precise, save)
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     final = p.states(v, p.sequences) if output_state else None
@@ -57,7 +54,7 @@ def _backward(
     initial_state: Tensor | None, cu_seqlens: Tensor | None, ends: Tensor | None, scale: float, precise: bool,
     decay: bool, initial: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    q, k, v, do = rows(q), rows(k), rows(v), rows(do)
+    q, k, v, do = aligned(q), aligned(k), aligned(v), aligned(do)
     p = planned(q, k, v, cu_seqlens, precise, True)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     dstart = p.states(q, p.sequences) if initial else None
@@ -250,7 +247,8 @@ def triton_linear_attention(
     scale.
 
     Args:
-        q, k: (batch, time, heads, key dim) of one dtype (bf16, fp16, fp32), any strides, last dim contiguous.
+        q, k: (batch, time, heads, key dim) of one dtype (bf16, fp16, fp32); copied where
+            rows do not begin at multiples of 16 bytes.
         v: (batch, time, heads, value dim). Head dims up to 256.
         log_decay: (heads,), log λ, at most 0; None for λ = 1.
         scale: factor on the output.
@@ -258,8 +256,8 @@ def triton_linear_attention(
         output_state: whether to return the final state.
         cu_seqlens: (sequences + 1,) int32 on the device, from 0 to time: sequences packed in a batch of one.
         precise: products to fp32 accuracy. Otherwise 16-bit inputs are multiplied as they are, and fp32
-            inputs to fp32
-            accuracy too, unless torch was allowed TF32 (torch.set_float32_matmul_precision).
+            inputs to fp32 accuracy
+            too, unless torch was allowed TF32 (torch.set_float32_matmul_precision).
 
     Returns:
         (batch, time, heads, value dim) in v's dtype, and the final state (sequences, heads, key dim, value
@@ -269,6 +267,8 @@ def triton_linear_attention(
         ValueError: shapes, dtypes or a device that do not fit.
     """
     _check(q, k, v, log_decay, initial_state, cu_seqlens)
+    if missing(q) or missing(v):
+        return _widened(q, k, v, log_decay, scale, initial_state, output_state, cu_seqlens, precise)
     if log_decay is not None and (log_decay.dtype != torch.float32 or not log_decay.is_contiguous()):
         log_decay = log_decay.float().contiguous()
     if initial_state is not None:
@@ -285,6 +285,21 @@ def triton_linear_attention(
     else:
         out, final, _ = _forward(*inputs, cu_seqlens, scale, output_state, precise, False)
     return out, final if output_state else None
+
+
+def _widened(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, scale: float, initial_state: Tensor | None,
+    output_state: bool, cu_seqlens: Tensor | None, precise: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Head dims that do not fill whole steps of 16 bytes: zeros are put behind them, and left out again."""
+    dk, dv = q.shape[-1], v.shape[-1]
+    if initial_state is not None:
+        initial_state = F.pad(initial_state, (0, missing(v), 0, missing(q)))
+    out, final = triton_linear_attention(
+        widened(q), widened(k), widened(v), log_decay, scale=scale, initial_state=initial_state,
+        output_state=output_state, cu_seqlens=cu_seqlens, precise=precise,
+    )  # fmt: skip
+    return out[..., :dv], None if final is None else final[..., :dk, :dv]
 
 
 def _check(
