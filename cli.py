@@ -235,6 +235,94 @@ def compare(
     )
 
 
+@app.command("profile-kernels")
+def profile_kernels(
+    operators: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPERATOR]...", help="linear_attention, norm, … (default: all)."),
+    ] = None,
+    length: Annotated[str | None, typer.Option("--length", metavar="1k,2k,…", help="Lengths.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="B,H", help="A pair of batch and heads. Repeatable."),
+    ] = None,
+    batch: Annotated[str | None, typer.Option("--batch", metavar="B,…", help="Batch sizes.")] = None,
+    heads: Annotated[str | None, typer.Option("--heads", metavar="H,…", help="Numbers of heads.")] = None,
+    head_dim: Annotated[str | None, typer.Option("--head-dim", metavar="D,…", help="Head dims.")] = None,
+    rows: Annotated[str | None, typer.Option("--rows", metavar="4k,…", help="Rows of a norm.")] = None,
+    width: Annotated[str | None, typer.Option("--width", metavar="1k,…", help="Width of a norm.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME,…", help="bfloat16, float16, float32.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", metavar="NAME,…", help="forward, backward, both, decode.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--form", metavar="NAME,…", help="srmsnorm, rmsnorm, layernorm, cosine, rotation."),
+    ] = None,
+    implementation: Annotated[
+        list[str] | None,
+        typer.Option("--implementation", metavar="NAME", help="Default: all that run here. Repeatable."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Interleaved rounds at each point. GPU: 5, CPU: 3.")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="SECONDS", min=0, help="Window per row; 0: none. GPU: 0.3."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="GITREF", help="Compare with this revision's kernels.")
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", min=0, help="Start nothing after this; resumable."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be measured; run nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Rewrite tables and plots from the records; run nothing.")
+    ] = False,
+    device: DeviceOption = Device.auto,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Prove operators right, then time them against their peers: latency, memory, energy, verdicts.
+
+    A rerun goes on where the last one stopped; Ctrl-C is safe.
+    """
+    if plan and report:
+        raise RequestError("--plan and --report exclude each other")
+    from tnbench.profiling.kernels import command, planning
+
+    axes = planning.axes(
+        length=length,
+        shape=shape,
+        batch=batch,
+        heads=heads,
+        head_dim=head_dim,
+        rows=rows,
+        width=width,
+        dtype=dtype,
+        mode=mode,
+        form=form,
+    )
+    _leave(
+        command.profile_kernels(
+            operators or [],
+            axes=axes,
+            implementations=implementation or [],
+            rounds=rounds,
+            energy=energy,
+            against=against,
+            time_limit=time_limit,
+            device=device.value,
+            results=results,
+            mode="plan" if plan else "report" if report else "run",
+            console=_console(),
+        )
+    )
+
+
 @data_app.command("prepare")
 def data_prepare(
     corpus: Annotated[

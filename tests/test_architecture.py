@@ -17,8 +17,8 @@ ROOT = Path(tnbench.__file__).parent
 FLOORS: list[set[str]] = [
     {"", "errors", "version", "registry", "config", "resolution", "records", "statistics", "kernels"},
     {"model", "data"},
-    {"training", "evaluation", "profiling", "interop"},
-    {"ablation", "report"},
+    {"training", "evaluation", "profiling", "interop", "report"},
+    {"ablation"},
     {"paper_figures", "catalogue"},
     {"cli"},
 ]

@@ -68,7 +68,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["list", "ablate", "train", "compare", "data"])
+@pytest.mark.parametrize("command", ["list", "ablate", "train", "compare", "profile-kernels", "data"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tnbench(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out

@@ -16,14 +16,11 @@ import pytest
 
 from tnbench import cli
 from tnbench.errors import RequestError
-from tnbench.profiling.kernels import campaign, planning, rows
-from tnbench.profiling.kernels.against import commit_of, kernels_at
-from tnbench.profiling.kernels.breakeven import break_even
-from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress, summary
+from tnbench.profiling.kernels import campaign, rows
+from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress
 from tnbench.profiling.kernels.plots import MEASURES
 from tnbench.profiling.kernels.pool import Pool
-from tnbench.profiling.kernels.store import Block, RecordsError, Store, slug
-from tnbench.profiling.kernels.verdicts import compare, fastest, speedup
+from tnbench.profiling.kernels.store import Block, RecordsError, Store
 from tnbench.report import drawing
 
 WORKER = Path(__file__).with_name("fake_kernel_worker.py")
@@ -121,6 +118,20 @@ def test_crash_hang_and_lost_context_leave_the_others_alone(bench: Bench) -> Non
     }
 
 
+def test_cores_to_spare_compile_and_judge_side_by_side(bench: Bench) -> None:
+    """Throw-away processes see each case once; peers meet their first case alone; rounds stay interleaved."""
+    points = [point(length, {**FINE, "crash": "peer"}) for length in (1000, 2000)]
+    bench.run(points, side_by_side=True)
+    blocks = bench.store.read().blocks
+    assert [len(block.rows) for block in blocks] == [5, 5]
+    assert bench.statuses() == dict.fromkeys(FINE, "ok") | {"crash": "crashed"}
+    for name, source in FINE.items():
+        done = bench.requests(name)
+        assert done.count("compile") == 2
+        assert done.count("prepare") == 2 + (source == "peer")
+        assert done.count("time") == 2 * MEASUREMENT.rounds
+
+
 def test_what_fails_its_gate_is_not_timed(bench: Bench) -> None:
     bench.run([point(1000, {"wrong": "peer", "fine-1": "ours"})])
     assert bench.requests("wrong") == ["prepare", "quit"]
@@ -151,6 +162,15 @@ def test_rounds_are_interleaved_and_their_order_turns(bench: Bench) -> None:
         *("fine-2", "fine-3", "fine-1"),
         *("fine-3", "fine-1", "fine-2"),
     ]
+
+
+def test_the_very_slow_are_left_after_two_rounds(bench: Bench) -> None:
+    bench.run([point(1000, {"fine-1": "ours", "fine-29": "peer", "fine-40": "softmax"}, graph=True)])
+    frame = rows.kernels(bench.store.read()).set_index("implementation")
+    assert frame["rounds"].to_dict() == {"fine-1": 3, "fine-29": 3, "fine-40": 2}
+    found = rows.comparisons(bench.store.read()).set_index("kind")
+    assert found["rounds"].to_dict() == {"best peer": 3, "best softmax": 2}
+    assert found.loc["best softmax", "speedup"] == pytest.approx(40, rel=0.03)
 
 
 def test_a_rerun_measures_only_what_is_missing(bench: Bench) -> None:
@@ -229,51 +249,6 @@ def test_two_campaigns_do_not_write_to_one_folder(bench: Bench) -> None:
     with bench.store.writing(), pytest.raises(RequestError, match="another tnbench profile-kernels"):  # noqa: SIM117
         with bench.store.writing():
             pass
-
-
-def test_speedup_by_hand() -> None:
-    """log2 of the ratios is 1, 1, 2: mean 4/3, standard error 1/3, t(0.975, 2) = 4.3027."""
-    found = speedup([1.0, 1.0, 1.0], [2.0, 2.0, 4.0])
-    assert found.ratio == pytest.approx(2 ** (4 / 3))
-    assert found.low == pytest.approx(2 ** (4 / 3 - 4.302653 / 3), rel=1e-5)
-    assert found.high == pytest.approx(2 ** (4 / 3 + 4.302653 / 3), rel=1e-5)
-    assert found.verdict == "undecided"
-    assert speedup([1.0, 1.1, 0.9], [0.5, 0.51, 0.49]).verdict == "slower"
-    assert speedup([1.0], [9.0]).verdict == "undecided"
-    assert speedup([1.0, 1.0], [1.0, 1.0]).verdict == "undecided"
-
-
-def test_pairs_are_compared_by_graph_times_only_where_both_have_them() -> None:
-    def row(eager: float, graph: float | None, **more: str) -> dict[str, Any]:
-        times = {"median": eager, "rounds": [eager, eager]}
-        graphed = graph and {"median": graph, "rounds": [graph, graph]}
-        return {"status": "ok", "eager": times, "graph": graphed, **more}
-
-    assert compare(row(4, 1), row(8, 3)).ratio == pytest.approx(3)
-    assert compare(row(4, 1), row(8, None)).ratio == pytest.approx(2)
-    one = row(4, 1, source="peer", implementation="one")
-    two = row(2, None, source="peer", implementation="two")
-    assert fastest([one, two, {**two, "status": "wrong", "source": "torch"}], ("peer", "torch")) is one
-    assert fastest([one, two], ("peer",), but="one") is two
-    assert fastest([one], ("softmax",)) is None
-
-
-def test_break_even_by_hand() -> None:
-    """Times 100 and 25 n^2 / 1000^2 cross at 2,000; straight lines in log-log hit that exactly."""
-    softmax = {length: 25 * (length / 1000) ** 2 for length in (1000, 1500, 3000, 4000)}
-    own = dict.fromkeys(softmax, 100.0)
-    assert break_even(own, softmax).length == pytest.approx(2000)
-    assert break_even(own, {1000: 1.0}).shown == "above 1,000"
-    assert break_even({1000: 0.5}, {1000: 1.0, 2000: 1.0}).shown == "below 1,000"
-    assert break_even({1000: 1.0}, {2000: 1.0}).shown == "no length where both ran"
-    # ahead, behind, ahead: it counts from where it stays ahead
-    assert break_even({1: 1.0, 2: 4.0, 8: 1.0}, {1: 2.0, 2: 2.0, 8: 2.0}).length == pytest.approx(4)
-    assert math.isnan(break_even({}, {}).length)
-
-
-def test_summary_of_calls() -> None:
-    found = summary([[1.0, 3.0], [2.0, 4.0, 5.0]])
-    assert found == {"median": 3.0, "p10": 1.4, "p90": 4.6, "calls": 5, "rounds": [2.0, 4.0]}
 
 
 def test_rows_by_hand(measured: Store) -> None:
@@ -357,89 +332,6 @@ def test_report_again_gives_the_same_bytes(measured: Store, tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "× best peer" in out
     assert "measured with other kernels" in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["linear_atention"], "no operator 'linear_atention', did you mean linear_attention?"),
-        (
-            ["linear_attention", "--length", "1k,x"],
-            "--length: 'x' is no size; write whole numbers, as 1k,2k,4096",
-        ),
-        (
-            ["linear_attention", "--length", "0"],
-            "--length: '0' is no size; write whole numbers, as 1k,2k,4096",
-        ),
-        (["--shape", "4"], "--shape 4: write batch and heads, as 4,16"),
-        (
-            ["--shape", "4,16", "--heads", "2"],
-            "--shape gives batch and heads together: leave out --batch and --heads",
-        ),
-        (["--mode", "forwards"], "--mode forwards: did you mean forward?"),
-        (["--dtype", "bf16"], "--dtype bf16: did you mean bfloat16?"),
-        (["linear_attention", "--width", "4k"], "--width: linear_attention has no such axis"),
-        (
-            ["linear_attention", "--mode", "decode"],
-            "linear_attention has no mode decode: it has forward, backward, both",
-        ),
-        (["--implementation", "chunkd"], "--implementation chunkd: did you mean chunked?"),
-        (
-            ["--device", "cpu", "--implementation", "fla-chunk"],
-            "--implementation fla-chunk: it needs an NVIDIA GPU",
-        ),
-        (["--plan", "--report"], "--plan and --report exclude each other"),
-        (["--report"], "results/kernels holds no records of kernels; run tnbench profile-kernels"),
-        (
-            ["--against", "no-such-ref"],
-            "--against no-such-ref: git knows no such revision; git log --oneline lists some",
-        ),
-    ],
-)
-def test_wrong_requests(arguments: list[str], said: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["profile-kernels", *arguments])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"tnbench: {said}\n"
-    assert not list(tmp_path.iterdir())
-
-
-def test_against_needs_a_checkout(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is not a git checkout of tnbench"):
-        commit_of("HEAD", tmp_path)
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "one.py").write_text("ONE = 1\n")
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "one"], check=True)
-    (tmp_path / "kernels" / "one.py").write_text("ONE = 2\n")
-    commit = commit_of("HEAD", tmp_path)
-    with kernels_at(commit, tmp_path) as folder:
-        assert (folder / "kernels" / "one.py").read_text() == "ONE = 1\n"
-    assert not folder.exists()
-    with pytest.raises(RequestError, match="no such revision"):
-        commit_of("--help", tmp_path)
-
-
-def test_every_default_point_can_be_asked_for_again() -> None:
-    """The command of each point, read as the CLI reads it, gives that point and no other."""
-    import typer
-
-    command = typer.main.get_command(cli.app).commands["profile-kernels"]  # type: ignore[attr-defined]
-    for device in ("cpu", "cuda"):
-        for one in planning.points(planning.Wanted(), device, {}, "again"):
-            words = one.command.split()[2:]
-            read = command.make_context("profile-kernels", words).params
-            options = (option[2:].replace("-", "_") for option in planning.AXIS_OPTIONS.values())
-            axes = planning.axes(**{name: read[name] for name in options})
-            wanted = planning.Wanted(tuple(read["operators"]), axes)
-            assert [found.case for found in planning.points(wanted, device, {}, "again")] == [one.case]
-
-
-def test_names_of_machines() -> None:
-    assert slug("Intel(R) Xeon(R) Processor") == "intel-xeon-processor"
 
 
 def test_a_block_that_differs_in_anything_is_not_current() -> None:

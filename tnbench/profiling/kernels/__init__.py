@@ -1,0 +1,1 @@
+"""`tnbench profile-kernels`: operators measured against their peers, each proven right before it is timed."""

@@ -1,0 +1,266 @@
+"""`tnbench profile-kernels`, behind the command line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tnbench.errors import RequestError
+from tnbench.profiling.kernels import planning, report
+from tnbench.profiling.kernels.against import commit_of, kernels_at
+from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress
+from tnbench.profiling.kernels.panels import panels
+from tnbench.profiling.kernels.pool import Pool, worker_command
+from tnbench.profiling.kernels.rows import shape_words
+from tnbench.profiling.kernels.store import Records, RecordsError, Store, slug
+from tnbench.profiling.kernels.table import LEGEND, summary_lines, terminal
+from tnbench.records import command_line, provenance
+
+INTERRUPTED = 130
+TIMES = (20, 0.05)
+"""Most calls, and seconds, of an implementation in a round."""
+ROUNDS = {"cuda": 5, "cpu": 3}
+ENERGY_WINDOW = 0.3
+"""Seconds of back-to-back calls over which energy is counted, on a GPU."""
+PACKAGES = (
+    *("torch", "triton", "fla-core", "flash-linear-attention", "lightning-attn", "mlstm-kernels"),
+    *("liger-kernel", "xopes", "einops", "nvidia-ml-py"),
+)
+REPRODUCED = "reproduced"
+"""Where the commands of single rows write: they leave the campaign's own records alone."""
+
+
+def profile_kernels(
+    operators: Sequence[str],
+    *,
+    axes: dict[str, tuple],
+    implementations: Sequence[str],
+    rounds: int | None,
+    energy: float | None,
+    against: str | None,
+    time_limit: float | None,
+    device: str,
+    results: Path,
+    mode: str,
+    console: Console,
+) -> int:
+    """Measure what is missing, then write tables and plots from the records.
+
+    Args:
+        operators, axes, implementations: see `planning.Wanted`.
+        rounds: interleaved rounds at each point, None for the default of the device.
+        energy: seconds of the energy window, 0 for none, None for the default of the device.
+        against: a git revision whose kernels are measured beside these.
+        time_limit: seconds after which nothing more is started.
+        mode: `run`, `plan` (rows and an estimate, nothing run) or `report` (no measuring).
+
+    Returns:
+        The exit status: 0, 1 if an implementation crashed or hung, or records could not be written, 130 if
+        interrupted.
+
+    Raises:
+        RequestError: the request is wrong; nothing has been run.
+    """
+    if mode == "report":
+        return _report_all(results / "kernels", console)
+    commit = commit_of(against) if against else ""
+    wanted = planning.Wanted(tuple(operators), axes, tuple(implementations), commit)
+    planning.operators(wanted.operators)
+    device, machine = _machine(device)
+    calls, seconds = TIMES
+    measurement = Measurement(rounds or ROUNDS[device], calls, seconds)
+    energy = (ENERGY_WINDOW if device == "cuda" else 0.0) if energy is None else energy
+    points = planning.points(wanted, device, _stack(), REPRODUCED)
+    store = Store(results / "kernels" / slug(machine))
+    if mode == "plan":
+        _show_plan(points, store.read(), measurement, energy, machine, console)
+        return 0
+    session = {
+        "device": machine,
+        "command": command_line(),
+        "versions": {name: text for name in PACKAGES if (text := _version(name))},
+        "measurement": asdict(measurement),
+        "energy_window": energy,
+        "provenance": provenance(),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(store.writing())
+        folder = stack.enter_context(kernels_at(commit)) if commit else None
+        pool = stack.enter_context(Pool(lambda name: _command(name, device, folder)))
+        watcher = stack.enter_context(Watcher(console))
+        records = store.read()
+        campaign = Campaign(
+            pool,
+            store,
+            measurement,
+            energy=energy,
+            side_by_side=device == "cuda",
+            time_limit=time_limit,
+            watch=watcher,
+        )
+        try:
+            progress = campaign.run(points, records, session)
+        except RecordsError as error:
+            console.print(
+                f"failed: {error}; what was recorded before is kept", highlight=False, soft_wrap=True
+            )
+            return 1
+    return _finish(store, progress, console)
+
+
+def _command(name: str, device: str, folder: Path | None) -> list[str]:
+    """Of a worker; `NAME@COMMIT` is NAME with the kernels of `folder`."""
+    implementation, _, commit = name.partition("@")
+    return worker_command(implementation, device, folder if commit else None)
+
+
+def _finish(store: Store, progress: Progress, console: Console) -> int:
+    records = store.read()
+    if records.blocks:
+        _report(store, records, console)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
+    measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
+    written = f" Tables and plots: {store.folder}" if records.blocks else ""
+    line = f"{progress.points} points: {measured}, {progress.skipped} there already.{written}"
+    console.print(line, highlight=False, soft_wrap=True)
+    if progress.stopped:
+        left = progress.points - progress.done
+        console.print(
+            f"{progress.stopped}: finished points are kept, {left} are left; "
+            "the same command goes on from there",
+            highlight=False,
+        )
+    if progress.stopped == "interrupted":
+        return INTERRUPTED
+    return 1 if progress.rows.keys() & {"crashed", "hung"} else 0
+
+
+def _report(store: Store, records: Records, console: Console) -> None:
+    frame, summary = report.write(store, records)
+    for panel in panels(frame):
+        console.print(terminal(panel))
+    console.print(LEGEND, highlight=False)
+    for line in summary_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    for note in (*records.problems, *report.outdated(records)):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _report_all(folder: Path, console: Console) -> int:
+    """Rewrite the tables and plots of every machine that has records."""
+    found = [
+        (store, store.read())
+        for store in (Store(path.parent) for path in sorted(folder.glob("*/records.jsonl")))
+    ]
+    found = [(store, records) for store, records in found if records.blocks]
+    if not found:
+        raise RequestError(f"{folder} holds no records of kernels; run tnbench profile-kernels")
+    for store, records in found:
+        _report(store, records, console)
+        console.print(f"Tables and plots: {store.folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _show_plan(
+    points: Sequence[Point],
+    records: Records,
+    measurement: Measurement,
+    energy: float,
+    machine: str,
+    console: Console,
+) -> None:
+    """What would be measured, and the least that it takes."""
+    missing = [
+        point for point in points if records.current(point.key(measurement), point.implementations) is None
+    ]
+    for point in points:
+        state = "to measure" if point in missing else "there"
+        case = point.case
+        console.print(
+            f"{case['operator']} {case['mode']} {case['dtype']} {shape_words(case)}: "
+            f"{', '.join(point.implementations)} ({state})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    seconds = planning.least_seconds(missing, measurement.rounds, measurement.seconds, energy)
+    rows = sum(len(point.implementations) for point in missing)
+    console.print(
+        f"{machine}: {len(missing)} of {len(points)} points to measure, {rows} rows, "
+        f"at least {_duration(seconds)} of timing; preparing and judging each row comes on top, "
+        "and peers that tune themselves take minutes",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _machine(device: str) -> tuple[str, str]:
+    """The kind of device and the machine's name; `auto` is the GPU where torch sees one.
+
+    Raises:
+        RequestError: cuda is asked for, and torch sees no GPU.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise RequestError("--device cuda: torch sees no GPU here; use --device cpu")
+    if device == "cpu" or not there:
+        return "cpu", provenance()["processor"]
+    return "cuda", torch.cuda.get_device_name()
+
+
+def _stack() -> dict[str, str | None]:
+    return {name: _version(name) for name in ("torch", "triton")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )
+
+
+class Watcher:
+    """Shows a campaign: one line that changes on a terminal, a line per point elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.told = -1
+        self.status: Any = console.status("starting") if console.is_terminal else None
+
+    def __enter__(self) -> Watcher:
+        if self.status:
+            self.status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.status:
+            self.status.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show where the campaign stands."""
+        left = progress.seconds_left()
+        rest = f", about {_duration(left)} left" if left else ""
+        head = f"[{progress.done}/{progress.points}]"
+        if self.status:
+            self.status.update(f"{head} {progress.point}: {progress.doing}{rest}")
+        elif progress.done != self.told and progress.done > progress.skipped:
+            self.told = progress.done
+            line = f"{head} {progress.point}: {progress.result}{rest}"
+            self.console.print(line, highlight=False, soft_wrap=True)
