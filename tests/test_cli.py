@@ -80,7 +80,9 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"gla", "softmax", "retention"} <= {row["name"] for row in listing["mixer"]}
     assert {"mix", "lrpe", "ape", "rope", "none"} <= {row["name"] for row in listing["position"]}
     assert {"quickstart", "smoke", "decay"} <= {row["name"] for row in listing["suite"]}
-    assert {row["name"] for row in listing["operator"]} == {"linear_attention"}
+    operators = {row["name"]: row["implementations"] for row in listing["operator"]}
+    assert {"linear_attention", "norm", "norm_gate", "add_norm", "lrpe", "decode_step"} == operators.keys()
+    assert {"triton", "chunked", "fla-chunk", "softmax-cudnn"} <= set(operators["linear_attention"])
     assert all(row["summary"] for rows in listing.values() for row in rows)
     assert tnbench("list", "decays") == 0
     shown = capsys.readouterr().out
@@ -305,6 +307,8 @@ def test_readme_commands_are_right(
     arguments = shlex.split(command)[1:]
     if arguments[0] == "ablate" and not {"--plan", "--status", "--report"} & set(arguments):
         arguments.append("--status")
+    if arguments[0] == "profile-kernels":
+        arguments += [] if {"--plan", "--report"} & set(arguments) else ["--plan"]
     if arguments[0] == "train":
         arguments = [re.sub(r"training\.tokens=.*", "training.tokens=8192", word) for word in arguments]
     if arguments[:2] == ["data", "prepare"]:
@@ -315,7 +319,7 @@ def test_readme_commands_are_right(
         assert tnbench("train", *SHORT, "--results", "original") == 0
         (original,) = Path("original/train/runs").glob("*/manifest.json")
         arguments[arguments.index("--from") + 1] = str(original)
-    if "--plan" in arguments:
+    if "--plan" in arguments and arguments[0] == "ablate":
         arguments += ["--set", "model.size=0.1m"] if "model.size" not in command else []
     if "--report" in arguments:
         assert "no record" in refused(capsys, *arguments)

@@ -9,13 +9,13 @@ from rich.table import Table
 from tnbench import registry
 from tnbench.ablation.suite_file import shipped_suites
 from tnbench.errors import RequestError, nearest
-from tnbench.kernels.linear_attention import IMPLEMENTATIONS
 from tnbench.model.presets import SIZES
+from tnbench.profiling.kernels.operators import OPERATORS
 
 OTHER = {
     "size": "sizes, the same for every preset",
     "suite": "suites for tnbench ablate",
-    "operator": "operators and their implementations",
+    "operator": "operators for tnbench profile-kernels",
 }
 
 
@@ -49,8 +49,14 @@ def _rows(kind: str) -> list[dict[str, Any]]:
             for name, path in shipped_suites().items()
         ]
     if kind == "operator":
-        summary = "decayed causal linear attention: " + ", ".join(IMPLEMENTATIONS)
-        return [{"name": "linear_attention", "summary": summary}]
+        return [
+            {
+                "name": operator.name,
+                "summary": operator.summary,
+                "implementations": [entry.name for entry in operator.implementations],
+            }
+            for operator in OPERATORS.values()
+        ]
     rows: list[dict[str, Any]] = [
         {
             "name": entry.name,

@@ -97,8 +97,8 @@ def _carry(
         states = [
             torch.zeros_like(added[:, :, 0]) if initial_state is None else initial_state.to(added.dtype)
         ]
-        for n in range(count):
-            states.append(factor * states[-1] + added[:, :, n])
+        for one in added.unbind(2):  # sliced, each would have a gradient as large as all of them
+            states.append(factor * states[-1] + one)
         return torch.stack(states[:-1], dim=2), states[-1]
     n = torch.arange(count + 1, device=added.device)
     gap = n[:, None] - 1 - n[None, :count]
