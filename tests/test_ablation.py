@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
-from small_suite import SUITE, TEXT, ablate, metrics, numbers, prepare_folder
+from small_suite import SUITE, TEXT, LocalWorker, ablate, metrics, numbers, prepare_folder
 
 from tnbench.ablation import command
 from tnbench.ablation.collect import collect
@@ -26,6 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     prepare_folder(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def local_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs take place in this process, which is quicker."""
+    monkeypatch.setattr("tnbench.ablation.execute.Worker", LocalWorker)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,7 @@ def test_what_is_missing_is_run_and_gives_the_same_numbers(finished: Path) -> No
     assert metrics() == metrics(str(finished))
 
 
+@pytest.mark.usefixtures("local_workers")
 def test_a_finished_run_that_lost_its_result_is_run_again(finished: Path) -> None:
     shutil.copytree(finished, "results")
     emptied, garbled, foreign, *_ = sorted(Path("results/small/runs").iterdir())
@@ -87,6 +94,7 @@ def test_a_finished_run_that_lost_its_result_is_run_again(finished: Path) -> Non
     assert metrics() == metrics(str(finished))
 
 
+@pytest.mark.usefixtures("local_workers")
 def test_a_run_on_other_data_than_planned_fails(folder: Path) -> None:
     """A worker opens the corpus itself: if it has changed by then, the run id would lie."""
     suite = load_suite("small.yaml", Path("results"), seeds=1)
@@ -159,6 +167,7 @@ def test_every_shipped_suite_is_right_at_every_size_of_ablations(name: str) -> N
     assert len(suite.seeds) >= (2 if name == "smoke" else 3)
 
 
+@pytest.mark.usefixtures("local_workers")
 def test_a_diverged_run_is_a_row(folder: Path) -> None:
     suite = SUITE.format(steps=8) + "\n"
     suite = suite.replace(

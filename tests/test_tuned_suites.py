@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from small_suite import LocalWorker
 
 from tnbench.ablation import command
 from tnbench.ablation.suite import load_suite
@@ -42,7 +43,8 @@ SUITE: dict[str, Any] = {
 def ablate(name: str = "tuned.yaml", **options: Any) -> tuple[int, str]:
     """Exit status and output of `tnbench ablate` in this process, on one worker."""
     given = {"settings": {}, "seeds": None, "workers": 1, "device": "cpu", "keep": "none", "mode": "run"}
-    with open("output.txt", "w") as file:
+    with open("output.txt", "w") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tnbench.ablation.execute.Worker", LocalWorker)
         status = command.ablate(
             name, results=Path("results"), console=Console(file=file, width=200), **{**given, **options}
         )
