@@ -1,5 +1,5 @@
 """Kernels compiled for a GPU that need not be there, and what the compiler made of them: `python -m
-tnbench.kernels.compiled OPERATOR CAPABILITY [DIM …]` prints a line of JSON for each kernel. Needs
+tnbench.kernels.compiled OPERATOR CAPABILITY DIM …` prints a line of JSON for each kernel. Needs
 TRITON_INTERPRET unset.
 
 An operator takes part by a module `compiling` in its folder with `variants(capability, dims)`, which yields
@@ -8,14 +8,16 @@ An operator takes part by a module `compiling` in its folder with `variants(capa
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, NamedTuple
+
+from tnbench.errors import RequestError
+from tnbench.kernels.parts import part
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may have, by compute capability."""
@@ -81,10 +83,17 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def main() -> None:
-    operator, capability, *dims = sys.argv[1:]
-    module = importlib.import_module(f"tnbench.kernels.{operator}.compiling")
-    for kernel in module.variants(int(capability), [int(d) for d in dims]):
-        print(json.dumps({"kernel": kernel.label, **resources(kernel, int(capability))}), flush=True)
+    parser = argparse.ArgumentParser(description="What the compiler makes of an operator's kernels.")
+    parser.add_argument("operator")
+    parser.add_argument("capability", type=int, choices=SHARED, help="of the GPU: 90 for sm_90")
+    parser.add_argument("dims", type=int, nargs="+", metavar="DIM", help="head dims, widths or state rows")
+    arguments = parser.parse_args()
+    try:
+        module = part(arguments.operator, "compiling")
+    except RequestError as error:
+        parser.error(str(error))
+    for kernel in module.variants(arguments.capability, arguments.dims):
+        print(json.dumps({"kernel": kernel.label, **resources(kernel, arguments.capability)}), flush=True)
 
 
 if __name__ == "__main__":

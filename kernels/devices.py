@@ -77,6 +77,19 @@ def _triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def on(x: Tensor) -> torch.cuda.device:
+    """The device of a tensor as the current one, which Triton launches on; nothing changes for a CPU's."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
+def together(x: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError for a tensor that is not on x's device: a launch that was kept takes addresses, and
+    would follow them where the GPU cannot."""
+    for name, other in others.items():
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} must be on {x.device}, as the first operand is, got {other.device}")
+
+
 @_constant
 def fall_back(operator: str, fallback: str, reason: str) -> None:
     """Says which form `auto` takes in place of the Triton kernels: once for each reason in a process."""

@@ -13,6 +13,14 @@ from torch import Tensor
 STEP = 16
 """Bytes."""
 
+WIDEST = 256
+"""The largest head dim that the kernels take."""
+
+
+def power(dim: int) -> int:
+    """Columns of the tile that holds a head dim: a power of two, at least 16 for the tensor cores."""
+    return max(16, 1 << (dim - 1).bit_length())
+
 
 def missing(x: Tensor) -> int:
     """Columns by which the last dim must grow to fill whole steps."""
@@ -26,8 +34,12 @@ def widened(x: Tensor) -> Tensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x, or a copy of it where its last dim is not contiguous or its rows do not begin at whole steps."""
+    """x (batch, time, heads, dim), or a copy of it where its last dim is not contiguous, where its rows do
+    not begin at whole steps, or where one row stands for all tokens (descriptors want rows apart)."""
     step = STEP // x.element_size()
-    if x.stride(-1) == 1 and x.data_ptr() % STEP == 0 and all(s % step == 0 for s in x.stride()[:-1]):
+    batch, time, heads, column = x.stride()
+    apart = time != 0 or x.shape[1] == 1
+    whole = batch % step == time % step == heads % step == x.data_ptr() % STEP == 0
+    if column == 1 and apart and whole:
         return x
     return x.new_empty(x.shape).copy_(x)

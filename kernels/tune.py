@@ -21,15 +21,21 @@ the case's best.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
+
+from tnbench.errors import RequestError
+from tnbench.kernels.parts import part
 
 FINALISTS = 4  # measured again, with more repeats
 
@@ -44,7 +50,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write here, not to the operator's tuned.json")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    tuning = importlib.import_module(f"tnbench.kernels.{arguments.operator}.tuning")
+    try:
+        tuning = part(arguments.operator, "tuning")
+    except RequestError as error:
+        parser.error(str(error))
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU to measure on")
     if arguments.part is not None:
         _prepare(tuning, arguments.part, arguments.workers)
         return
@@ -135,6 +146,29 @@ def _scores(
             for i, value in seconds.items():
                 sums[i] += math.log(value / best) / len(cases)
     return sums
+
+
+def graph_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of what `run` launches, as a CUDA graph, the L2 overwritten before each replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    flush = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
+    times = []
+    for _ in range(repeats + 2):
+        flush.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        times.append((begin, end))
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in times[2:]) / 1e3
 
 
 if __name__ == "__main__":

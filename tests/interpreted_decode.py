@@ -75,6 +75,13 @@ def test_lightning1(problem):
     assert max(errors.values()) < 2e-6, errors
 
 
+def test_lightning1_is_differentiated_once():
+    q = torch.randn(1, 16, 1, 16, requires_grad=True)
+    (dq,) = torch.autograd.grad(lightning1(q, q, q).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        dq.sum().backward()
+
+
 @pytest.mark.slow
 def test_lightning1_compiles_without_a_graph_break():
     leaves = [torch.randn(1, 40, 2, 16, requires_grad=True) for _ in range(3)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from linear_attention_cases import case
 
-from tnbench.kernels.linear_attention import plans, triton_op
+from tnbench.kernels.linear_attention import linear_attention, plans, triton_op
 from tnbench.kernels.linear_attention.configurations import Configuration, Launch
 from tnbench.kernels.linear_attention.segments import segment_state, segment_state_gradient
 
@@ -50,6 +50,41 @@ def test_spans_within_segments():
 
 def test_packed_sequences():
     right(configured(MANY), time=300, dk=16, dv=16, heads=1, bounds=[0, 0, 1, 128, 256, 256, 300])
+
+
+def test_bounds_that_are_not_dense():
+    """As numbers of another table's column."""
+    q, k, v = torch.randn(3, 1, 20, 2, 16)
+    bounds = torch.tensor([[0, 99], [8, 99], [20, 99]], dtype=torch.int32)[:, 0]
+    found, again = (
+        triton_op.triton_linear_attention(q, k, v, cu_seqlens=b)[0] for b in (bounds, bounds.clone())
+    )
+    assert torch.equal(found, again)
+    ends = [segment_state(k, v, None, cu_seqlens=b) for b in (bounds, bounds.clone())]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["auto", "triton"])
+@pytest.mark.parametrize("shape", [(0, 20, 2, 16), (1, 20, 0, 16), (1, 20, 2, 0)])
+def test_nothing_to_launch(shape: tuple[int, ...], name: str):
+    q = torch.randn(shape, requires_grad=True)
+    out, state = linear_attention(q, q, q, output_state=True, implementation=name)
+    assert state is not None
+    assert (out.shape, state.shape) == (shape, (shape[0], *shape[2:], shape[3]))
+    assert torch.autograd.grad(out.sum(), q)[0].shape == shape
+
+
+def test_gradients_of_gradients_are_refused():
+    """By the operator too, which would otherwise leave the second ones out."""
+    q = torch.randn(1, 20, 2, 16, requires_grad=True)
+    operator = torch.ops.tnbench.linear_attention
+    for out in (
+        triton_op.triton_linear_attention(q, q, q)[0],
+        operator(q, q, q, None, None, None, 1.0, False, False, True)[0],
+    ):
+        (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"differentiate twice|differentiated once"):
+            dq.sum().backward()
 
 
 def test_slices_of_a_projection_with_odd_head_dims():
@@ -131,10 +166,11 @@ def test_flops_are_counted():
     from torch.utils.flop_counter import FlopCounterMode
 
     plans.override = configured()
-    q, k, v = (torch.randn(1, 64, 2, 16, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, 64, 2, d, requires_grad=True) for d in (32, 32, 16))
     with FlopCounterMode(display=False) as counter:
         triton_op.triton_linear_attention(q, k, v)[0].sum().backward()
-    assert counter.get_total_flops() == 64 * 2 * (128 * 32 + 4 * 256) + 64 * 2 * (64 * 160 + 10 * 256)
+    forward, backward = 128 * (32 + 16) + 4 * 32 * 16, 128 * (3 * 32 + 2 * 16) + 10 * 32 * 16
+    assert counter.get_total_flops() == 64 * 2 * (forward + backward)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +178,7 @@ def test_flops_are_counted():
     [
         ({"q": torch.zeros(1, 4, 2, 300)}, "must be"),
         ({"rate": torch.zeros(3)}, "log_decay"),
+        ({"rate": torch.zeros(2, device="meta")}, "log_decay must be on cpu"),
         ({"v": torch.zeros(1, 4, 2, 16, dtype=torch.float64)}, "share"),
         ({"v": torch.zeros(1, 4, 2, 300)}, "up to 256"),
     ],

@@ -198,6 +198,16 @@ def test_strides(pair: tuple[Tensor, Tensor]):
     agree(outcome(norm, arguments, "triton"), exact(norm, arguments))
 
 
+def test_parameters_that_are_not_dense():
+    x, gate, other = torch.randn(3, 3, 8)
+    weight, bias = other[:2, :4].repeat(1, 4)[:, ::2]
+    assert (weight.stride(), bias.stride()) == ((2,), (2,))
+    for used in ({"weight": weight}, {"weight": weight, "bias": bias, "gate": gate}):
+        arguments: dict[str, Any] = {"x": x, **used}
+        agree([norm(**arguments, implementation="triton")], [norm(**arguments).double()])
+        agree(outcome(norm, arguments, "triton"), exact(norm, arguments))
+
+
 def test_slices_are_read_in_place():
     x, gate = projection_slices(3)
     where = Rows(x, gate)

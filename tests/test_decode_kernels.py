@@ -95,6 +95,8 @@ def test_reference_in_single_precision():
         ({"position": None}, "needs a position"),
         ({"position": torch.zeros(3, dtype=torch.int32)}, "position must be"),
         ({"position": torch.zeros(2)}, "position must be"),
+        ({"position": torch.zeros(2, dtype=torch.int32, device="meta")}, "position must be on cpu"),
+        ({"log_decay": torch.zeros(3, device="meta")}, "log_decay must be on cpu"),
         ({"feature_map": "silu"}, "known are none, swish"),
         ({"form": "circle"}, "known are cosine"),
         ({"implementation": "cuda"}, "known are auto"),

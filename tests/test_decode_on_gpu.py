@@ -95,6 +95,14 @@ def test_lightning1(dtype: torch.dtype, problem: dict):
     assert max(errors.values()) < (5e-3 if dtype == torch.bfloat16 else 5e-6), errors
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_that_is_not_the_current_one():
+    for device in ("cuda:0", "cuda:1"):
+        errors = decode_case(device, torch.bfloat16, "triton", **STEPS[1])
+        errors |= lightning1_case(device, torch.bfloat16, time=333, dim=64, value_dim=64)
+        assert max(errors.values()) < 5e-3, errors
+
+
 def test_lightning1_is_as_accurate_as_the_quadratic_form():
     torch.manual_seed(0)
     leaves = [torch.randn(1, 1000, 3, 128, device="cuda").bfloat16().requires_grad_() for _ in range(3)]

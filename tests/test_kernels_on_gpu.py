@@ -1,9 +1,8 @@
 """The Triton linear attention on a GPU: the worst head of the output and of every gradient against float64.
 
 Up to 4,096 tokens the bound is 1.5 times the error of the quadratic form in the same dtype, above it 5e-3
-in bf16. States
-are sums of terms rounded to 16 bit, where the quadratic form sums in fp32: they keep to 5e-3. Fresh memory
-    holds NaN.
+in bf16. States are sums of terms rounded to 16 bit, where the quadratic form sums in fp32: they keep to 5e-3.
+Fresh memory holds NaN.
 """
 
 from __future__ import annotations
@@ -91,6 +90,27 @@ def test_unaligned_slices(dim):
         assert worst(out, wanted, 2) < 5e-3
         outs.append(out)
     assert torch.equal(outs[0], outs[2])
+
+
+def test_gradients_of_a_mean_over_time():
+    """One row stands for all tokens, which a descriptor is not made for."""
+    q, k, v = (
+        torch.randn(1, 2048, 4, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    out, _ = triton_op.triton_linear_attention(q, k, v, slopes(4, "cuda"))
+    do = torch.randn(1, 1, 4, 128, device="cuda", dtype=torch.bfloat16).expand_as(out)
+    found = torch.autograd.grad(out, (q, k, v), do, retain_graph=True)
+    wanted = torch.autograd.grad(out, (q, k, v), do.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_operands_elsewhere_are_refused():
+    """Also after a call whose launches are kept, which take addresses."""
+    q = torch.randn(1, 128, 4, 64, device="cuda", dtype=torch.bfloat16)
+    triton_op.triton_linear_attention(q, q, q, slopes(4, "cuda"))
+    with pytest.raises(ValueError, match="log_decay must be on cuda"):
+        triton_op.triton_linear_attention(q, q, q, slopes(4, "cpu"))
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(8, 128), (16, 64)])

@@ -44,6 +44,21 @@ def test_interpreted_over_more_shapes():
     interpreted("slow", 1400)
 
 
+def test_rows_are_copied_where_descriptors_could_not_read_them():
+    import torch
+
+    from tnbench.kernels.layout import aligned
+
+    x = torch.randn(2, 6, 3, 16).bfloat16()
+    assert aligned(x) is x
+    assert aligned(x[:, ::2]).data_ptr() == x.data_ptr()
+    assert aligned(x[:, :, :1].expand(2, 6, 3, 16)).stride(2) == 0
+    for y in (x[..., 1:9], x[:, :1].expand(2, 6, 3, 16), x[..., ::2], x.mT):
+        copy = aligned(y)
+        assert copy.is_contiguous()
+        assert torch.equal(copy, y)
+
+
 def compiled(capability: int, *dims: int) -> None:
     """No spills, shared memory within the chip, and the chip's own matrix instructions."""
     command = ("tnbench.kernels.compiled", "linear_attention", str(capability), *(str(d) for d in dims))

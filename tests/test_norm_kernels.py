@@ -112,6 +112,8 @@ def test_definition():
         ({"implementation": "trtion"}, "known are auto, reference, triton"),
         ({"x": torch.ones(2, 3).double(), "implementation": "triton"}, "float64; take auto or reference"),
         ({"x": torch.ones(2, 0)}, "at least one column"),
+        ({"weight": torch.ones(3, device="meta")}, "weight must be on cpu"),
+        ({"gate": torch.ones(2, 3, device="meta")}, "gate must be on cpu"),
     ],
 )
 def test_norm_refuses(arguments: dict[str, Any], says: str):
@@ -131,6 +133,37 @@ def test_norm_refuses(arguments: dict[str, Any], says: str):
 def test_rotate_refuses(shape: tuple[int, ...], theta: tuple[int, int], form: str, says: str):
     with pytest.raises(ValueError, match=says):
         rotate(torch.ones(shape), torch.ones(shape), torch.ones(theta), form=form)
+
+
+def test_operands_on_several_devices_are_refused():
+    x, theta = torch.ones(1, 2, 3, 4), torch.ones(3, 4)
+    with pytest.raises(ValueError, match="residual must be on cpu"):
+        add_norm(x, x.to("meta"))
+    with pytest.raises(ValueError, match="theta must be on cpu"):
+        rotate(x, x, theta.to("meta"))
+    with pytest.raises(ValueError, match="k must be on cpu"):
+        rotate(x, x.to("meta"), theta)
+
+
+def test_what_is_kept_belongs_to_one_device():
+    pytest.importorskip("triton")
+    from tnbench.kernels.normalisation.launching import _sums
+
+    first, second = (_sums(torch.device("cuda", n), 1, 264, 1024, torch.float32) for n in (0, 1))
+    assert first is not second
+    assert first is _sums(torch.device("cuda", 0), 1, 264, 1024, torch.float32)
+
+
+def test_heads_beyond_32_bits_are_copied():
+    """They stand `head · stride` apart, which the kernels count in 32 bits."""
+    pytest.importorskip("triton")
+    from tnbench.kernels.lrpe.triton_op import _reachable
+
+    near, far = (
+        torch.empty_strided((1, 1, 16, 2), (1, 2, stride, 1), device="meta") for stride in (1 << 20, 1 << 27)
+    )
+    assert _reachable(near) is near
+    assert _reachable(far).stride(2) == 2
 
 
 def test_auto_takes_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture):

@@ -182,6 +182,19 @@ def test_compiled_and_captured():
         assert torch.equal(y, expected)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_gpu_has_kernels_of_its_own():
+    """In calls of the same shapes as the first one's."""
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        x, weight = torch.randn(300, 1024), torch.rand(1024)
+        leaves = [t.to(device).requires_grad_() for t in (x, weight)]
+        y = normalisation.norm(leaves[0], weight=leaves[1])
+        found.append([g.cpu() for g in torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("norm", ["srmsnorm", "rmsnorm", "layernorm"])
 def test_modules_use_the_kernels(norm: str):
     """The model's norms on the GPU agree with themselves on the CPU, gated and not."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from tnbench.kernels import tune
+from tnbench.kernels import compiled, tune
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sys, "argv", ["tune", "made_up", "--workers", "0", *arguments])
     tune.main()
 
@@ -59,3 +61,20 @@ def test_rows_that_there_was_no_time_for_are_kept(operator, tmp_path: Path, monk
     run(monkeypatch, "--out", str(target), "--seconds", "0")
     assert json.loads(target.read_text()) == {"a": {"n": 9}}
     assert "out of time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "says"),
+    [
+        (tune, ["linear_atention"], "did you mean linear_attention?"),
+        (tune, ["linear_attention"], "there is no GPU"),
+        (compiled, ["lrp", "90", "64"], "did you mean lrpe?"),
+        (compiled, ["lrpe", "91", "64"], "invalid choice: 91"),
+    ],
+)
+def test_refused_in_one_line(program: ModuleType, arguments: list[str], says: str, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [program.__name__, *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert says in capsys.readouterr().err.splitlines()[-1]

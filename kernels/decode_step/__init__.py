@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tnbench.kernels.decode_step import reference
 from tnbench.kernels.decode_step.reference import FEATURE_MAPS
-from tnbench.kernels.devices import fall_back, obstacle
+from tnbench.kernels.devices import fall_back, obstacle, together
 from tnbench.kernels.linear_attention.reference import state_dtype
 from tnbench.kernels.lrpe import FORMS
 
@@ -70,7 +70,8 @@ def decode_step(
         o (batch, heads, value dim) in v's dtype.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, an unknown name, or inputs that ask for gradients.
+        ValueError: shapes, dtypes or devices that do not fit, an unknown name, or inputs that ask for
+            gradients.
     """
     _check(q, k, v, log_decay, state, feature_map, theta, position, form)
     if implementation == "auto":
@@ -129,6 +130,8 @@ def _check(
         raise ValueError(f"state must be {expected} in {wide}, got {tuple(state.shape)} in {state.dtype}")
     if state.stride(-1) != 1 or state.stride(-2) != state.shape[-1]:
         raise ValueError(f"each head's state must be contiguous, got strides {state.stride()}")
+    where = position if isinstance(position, Tensor) else None
+    together(q, k=k, v=v, log_decay=log_decay, state=state, theta=theta, position=where)
     given = (x for x in (q, k, v, log_decay, state, theta) if x is not None)
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise ValueError("decode_step has no gradients: call it under torch.no_grad()")

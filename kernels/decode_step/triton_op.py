@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnbench.kernels.decode_step import triton_kernels
 from tnbench.kernels.decode_step.configurations import Configuration, configuration
-from tnbench.kernels.devices import INTERPRETED, machine
+from tnbench.kernels.devices import INTERPRETED, machine, on
 
 # Set by the tuner and the tests: a configuration that is used in place of the table's.
 override: Configuration | None = None
@@ -39,15 +39,16 @@ def _launch(
     chosen = override or configuration(rows, columns, batch * heads, device.architecture, device.processors)
     tile = min(chosen.tile, triton.next_power_of_2(columns))
     kernel: Any = triton_kernels.decode_step
-    kernel[(batch * heads * triton.cdiv(columns, tile),)](
-        q, k, v, log_decay, state, theta, position, out,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        state.stride(0), state.stride(1),
-        0 if theta is None or theta.shape[0] == 1 else theta.shape[1],
-        0 if position is None or position.shape[0] == 1 else position.stride(0), heads, scale,
-        DIM=q.shape[-1], ROWS=rows, COLUMNS=columns, BLOCK=triton.next_power_of_2(rows), TILE=tile,
-        FEATURE=feature_map, FORM="none" if theta is None else form, num_warps=chosen.warps,
-    )  # fmt: skip
+    with on(q):
+        kernel[(batch * heads * triton.cdiv(columns, tile),)](
+            q, k, v, log_decay, state, theta, position, out,
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            state.stride(0), state.stride(1),
+            0 if theta is None or theta.shape[0] == 1 else theta.shape[1],
+            0 if position is None or position.shape[0] == 1 else position.stride(0), heads, scale,
+            DIM=q.shape[-1], ROWS=rows, COLUMNS=columns, BLOCK=triton.next_power_of_2(rows), TILE=tile,
+            FEATURE=feature_map, FORM="none" if theta is None else form, num_warps=chosen.warps,
+        )  # fmt: skip
     return out
 
 

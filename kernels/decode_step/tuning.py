@@ -12,7 +12,8 @@ from torch import Tensor
 from tnbench.kernels.decode_step import configurations, decode_step, triton_op
 from tnbench.kernels.decode_step.configurations import FULL, Configuration
 from tnbench.kernels.devices import machine
-from tnbench.kernels.normalisation.tuning import TOLERANCE, graph_seconds
+from tnbench.kernels.normalisation.tuning import TOLERANCE
+from tnbench.kernels.tune import graph_seconds
 
 Case = dict[str, Any]
 

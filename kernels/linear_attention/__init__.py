@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tnbench.kernels import devices
+from tnbench.kernels.layout import WIDEST
 from tnbench.kernels.linear_attention.chunked import chunked
 from tnbench.kernels.linear_attention.original import original
 from tnbench.kernels.linear_attention.recurrent import recurrent
@@ -42,9 +43,6 @@ IMPLEMENTATIONS = ("triton", *TORCH, "lightning1")
 
 # Up to this length one masked product is faster than chunks and their states (measured on CPU).
 SHORT = 128
-
-WIDEST = 256
-"""The largest head dim that the Triton kernels take."""
 
 AUTOCAST = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
 """Devices with autocast; asked here because torch.compile cannot look into the question."""
@@ -75,7 +73,8 @@ def linear_attention(
         initial_state: (sequences, heads, key dim, value dim), fp32 (fp64 for fp64 inputs).
         output_state: whether to return the final state.
         cu_seqlens: (sequences + 1,) int32 from 0 to the time, not decreasing: where the sequences that are
-            packed into a batch of one begin and end. Without it, sequences = batch.
+            packed into a batch of one begin and end; `triton` takes it on the GPU and trusts its numbers.
+            Without it, sequences = batch.
         precise: 16-bit inputs are multiplied to at least TF32 precision, fp32 inputs to that of fp32.
         implementation: a name of `IMPLEMENTATIONS`, or `auto`: `triton` where the kernels can run, else a
             form in plain torch, which is said once.
@@ -113,9 +112,13 @@ def linear_attention(
         reason = _obstacle(q, v)
         if reason is not None:
             raise ValueError(f"implementation triton: {reason}; take auto or chunked")
-        from tnbench.kernels.linear_attention.triton_op import triton_linear_attention
+        if q.numel() and v.numel():
+            from tnbench.kernels.linear_attention.triton_op import triton_linear_attention
 
-        return triton_linear_attention(q, k, v, log_decay, cu_seqlens=cu_seqlens, precise=precise, **options)
+            return triton_linear_attention(
+                q, k, v, log_decay, cu_seqlens=cu_seqlens, precise=precise, **options
+            )
+        implementation = "chunked"  # there is nothing to launch
     if implementation == "lightning1":
         return _lightning1(q, k, v, log_decay, cu_seqlens=cu_seqlens, **options)
     if implementation not in TORCH:

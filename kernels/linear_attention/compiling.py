@@ -8,9 +8,9 @@ from typing import Any
 import triton.language as tl
 
 from tnbench.kernels.compiled import Kernel
+from tnbench.kernels.layout import power
 from tnbench.kernels.linear_attention import triton_gradients, triton_kernels, triton_walks
 from tnbench.kernels.linear_attention.configurations import Configuration, Launch, Shape, lookup
-from tnbench.kernels.linear_attention.plans import power
 
 PROCESSORS = {80: 108, 90: 132, 100: 148}
 _OPTIONAL: dict[str, str] = dict.fromkeys(

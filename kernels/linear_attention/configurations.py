@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tnbench.kernels.layout import WIDEST
+
 TUNED = Path(__file__).with_name("tuned.json")
 
 
@@ -63,8 +65,8 @@ def lookup(shape: Shape) -> Configuration:
     Raises:
         ValueError: a head dim above 256, or an architecture older than sm_80.
     """
-    if shape.dim > 256:
-        raise ValueError(f"head dims go up to 256, got {shape.dim}")
+    if shape.dim > WIDEST:
+        raise ValueError(f"head dims go up to {WIDEST}, got {shape.dim}")
     if shape.capability < 80:
         raise ValueError(
             f"the Triton kernels need compute capability 8.0, this GPU has {shape.capability / 10}"

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tnbench.kernels.devices import INTERPRETED, machine, obstacle
-from tnbench.kernels.layout import aligned, missing, widened
-
-WIDEST = 256
-"""Largest head dim."""
+from tnbench.kernels.devices import INTERPRETED, machine, obstacle, on, together
+from tnbench.kernels.layout import WIDEST, aligned, missing, power, widened
 
 
 class Blocks(NamedTuple):
@@ -75,9 +72,9 @@ def lightning1(
     """o_i = scale Σ_{j<=i} λ^(i-j) (q_i·k_j) v_j, differentiable in q, k, v and the decay.
 
     Args:
-        q, k: (batch, time, heads, key dim), bf16, fp16 or fp32, on an NVIDIA GPU; copied where rows
-            do not begin at multiples of 16 bytes.
-            16-bit operands are multiplied as they are, fp32 ones as three TF32 products: fp32 accuracy.
+        q, k: (batch, time, heads, key dim), bf16, fp16 or fp32, on an NVIDIA GPU; copied where rows do not
+            begin at multiples of 16 bytes. 16-bit operands are multiplied as they are, fp32 ones as three
+            TF32 products: fp32 accuracy.
         v: (batch, time, heads, value dim), of q's dtype. Head dims go up to 256.
         log_decay: (heads,), log λ, at most 0; None for λ = 1.
         scale: factor on the output.
@@ -105,6 +102,7 @@ def lightning1(
         raise ValueError(f"log_decay must be ({q.shape[2]},), got {tuple(log_decay.shape)}")
     if block is not None and (len(block) != 2 or any(n < 16 or n & (n - 1) for n in block)):
         raise ValueError(f"block must be two powers of two from 16, got {block}")
+    together(q, k=k, v=v, log_decay=log_decay)
     rows, columns = block or (0, 0)
     rate = None if log_decay is None else log_decay.float().contiguous()
     wide = widened(q), widened(k), widened(v)
@@ -135,7 +133,7 @@ def _product(
     product: Any = kernels.product
     product[(batch * heads * -(-time // chosen.rows),)](
         a, b, c, y, log_decay, *_strides(a, b, c, y), time, heads, scale,
-        DB=b.shape[-1], DC=width, BB=kernels.tile(b.shape[-1]), BC=kernels.tile(width),
+        DB=b.shape[-1], DC=width, BB=power(b.shape[-1]), BC=power(width),
         ROWS=chosen.rows, COLUMNS=chosen.columns, REVERSE=reverse, DTYPE=dtype, PRECISION=precision,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
@@ -150,7 +148,8 @@ def _chosen(q: Tensor, v: Tensor, rows: int, columns: int) -> Blocks:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, scale: float, rows: int, columns: int
 ) -> Tensor:
-    return _product(q, k, v, log_decay, scale, _chosen(q, v, rows, columns), reverse=False)
+    with on(q):
+        return _product(q, k, v, log_decay, scale, _chosen(q, v, rows, columns), reverse=False)
 
 
 def _backward(
@@ -158,10 +157,13 @@ def _backward(
     columns: int, decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     chosen = _chosen(q, v, rows, columns)
-    dq = _product(do, v, k, log_decay, scale, chosen, reverse=False)
-    dk = _product(v, do, q, log_decay, scale, chosen, reverse=True)
-    dv = _product(k, q, do, log_decay, scale, chosen, reverse=True)
-    rate = _decay_gradient(do, q, k, v, log_decay) * scale if decay else q.new_empty(0, dtype=torch.float32)
+    with on(q):
+        dq = _product(do, v, k, log_decay, scale, chosen, reverse=False)
+        dk = _product(v, do, q, log_decay, scale, chosen, reverse=True)
+        dv = _product(k, q, do, log_decay, scale, chosen, reverse=True)
+        rate = q.new_empty(0, dtype=torch.float32)
+        if decay:
+            rate = _decay_gradient(do, q, k, v, log_decay) * scale
     return dq, dk, dv, rate
 
 
@@ -222,6 +224,11 @@ def _differentiate(ctx, do: Tensor) -> tuple:
     return dq, dk, dv, rate if decay else None, None, None, None
 
 
+def _refuse(ctx, *gradients):
+    raise RuntimeError("lightning1 can be differentiated once; take implementation quadratic")
+
+
+torch.library.register_autograd("tnbench::lightning1_backward", _refuse, lib=LIBRARY)
 torch.library.register_autograd("tnbench::lightning1", _differentiate, setup_context=_setup, lib=LIBRARY)
 
 

@@ -37,11 +37,6 @@ def products(dtype: torch.dtype) -> tuple[tl.dtype, str]:
     return tl.float32 if INTERPRETED else kind, "tf32x3"
 
 
-def tile(dim: int) -> int:
-    """The tile that holds a head dim: a power of two, at least 16 for the tensor cores."""
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 @triton.jit
 def _rows(
     pointer,

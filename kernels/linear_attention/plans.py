@@ -12,6 +12,7 @@ from torch import Tensor
 from triton import set_allocator
 
 from tnbench.kernels.devices import INTERPRETED, machine
+from tnbench.kernels.layout import power
 from tnbench.kernels.linear_attention import triton_gradients, triton_kernels, triton_walks
 from tnbench.kernels.linear_attention.configurations import Configuration, Launch, Shape, lookup
 
@@ -20,11 +21,6 @@ STEP = 128  # segments are multiples of this many tokens
 KEPT = 64  # tokens between the states that d log λ is computed from, at most
 # Set by the tuner and the tests: a configuration that is used in place of the table's.
 override: Configuration | None = None
-
-
-def power(dim: int) -> int:
-    """The tile that holds a head dim: a power of two, at least 16 for the tensor cores."""
-    return max(16, 1 << (dim - 1).bit_length())
 
 
 def cdiv(a: int, b: int) -> int:

@@ -5,8 +5,8 @@ A device that holds one segment of t tokens needs the state before it to compute
 gradients (the gradient of the final state that the same function returns). What it has to offer to the
 others does not depend on what they send:
 
-    S_after = λ^t S_before + segment_state(k, v)            R_before = λ^t R_after +
-    segment_state_gradient(q, do)
+    S_after  = λ^t S_before + segment_state(k, v)
+    R_before = λ^t R_after  + segment_state_gradient(q, do)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tnbench.kernels.devices import on, together
 from tnbench.kernels.layout import aligned, widened
 from tnbench.kernels.linear_attention.triton_op import planned
 
@@ -40,12 +41,16 @@ def _state(
     b: Tensor, c: Tensor, log_decay: Tensor | None, scale: float, cu_seqlens: Tensor | None, precise: bool,
     reverse: bool
 ) -> Tensor:  # fmt: skip
+    together(b, values=c, log_decay=log_decay, cu_seqlens=cu_seqlens)
     keys, values = b.shape[-1], c.shape[-1]
     b, c = aligned(widened(b)), aligned(widened(c))
     if log_decay is not None:
         log_decay = log_decay.float().contiguous()
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.contiguous()
     p = planned(b, b, c, cu_seqlens, precise, False)
-    ends = p.run_spans(b, c, log_decay, cu_seqlens, float(scale), reverse)
-    final = p.states(b, p.sequences)
-    p.run_states(b, c, log_decay, cu_seqlens, None, ends, final, None, float(scale), reverse)
+    with on(b):
+        ends = p.run_spans(b, c, log_decay, cu_seqlens, float(scale), reverse)
+        final = p.states(b, p.sequences)
+        p.run_states(b, c, log_decay, cu_seqlens, None, ends, final, None, float(scale), reverse)
     return final[..., :keys, :values]

@@ -7,7 +7,8 @@ index inside a chunk of n tokens,
     reverse   R ← λ^n R + Σ_r λ^(r+1)   b_r c_rᵀ        y_r = λ^(n-1-r) a_r R + Σ_{s>=r} λ^(s-r) (a_r·b_s) c_s
 
 where S is the state before the chunk and R the gradient of the state after it. Output and gradients are one
-recurrence with the operands in different places, which is why one kernel, `walk`, computes them all:
+recurrence with the operands in different places, which is why one function, `_walk` of triton_walks.py,
+computes them all:
 
 | y  | direction | a  | b  | c  | state            |
 |----|-----------|----|----|----|------------------|

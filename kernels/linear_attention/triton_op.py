@@ -16,8 +16,8 @@ from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[report
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from tnbench.kernels.devices import INTERPRETED, obstacle
-from tnbench.kernels.layout import aligned, missing, widened
+from tnbench.kernels.devices import INTERPRETED, obstacle, on, together
+from tnbench.kernels.layout import WIDEST, aligned, missing, widened
 from tnbench.kernels.linear_attention import plans
 from tnbench.kernels.linear_attention.plans import TYPES, Plan
 
@@ -73,7 +73,7 @@ def _forward_operator(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float, output_state: bool, precise: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    with _on(q):
+    with on(q):
         out, final, ends = _forward(
             q, k, v, log_decay, initial_state, cu_seqlens, scale, output_state, precise, save, clean=True
         )  # fmt: skip
@@ -99,7 +99,7 @@ def _backward_operator(
     initial: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     before = ends if ends.numel() else None
-    with _on(q):
+    with on(q):
         dq, dk, dv, ddecay, dstart = _backward(
             do, dfinal, q, k, v, log_decay, initial_state, cu_seqlens, before, scale, precise, decay, initial
         )  # fmt: skip
@@ -124,11 +124,6 @@ def _fake_plan(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, precise: bool, t
     """Made anew: sizes that are symbols cannot be a key."""
     sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return Plan(q.shape, v.shape, q.dtype, q.device.index, sequences, precise, training)
-
-
-def _on(x: Tensor):
-    """The device of a tensor as the current one, which Triton launches on."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
 _library = torch.library.Library("tnbench", "FRAGMENT")
@@ -168,6 +163,13 @@ def _differentiate(ctx, do: Tensor, dfinal: Tensor | None, _) -> tuple:
     return dq, dk, dv, ddecay if decay else None, dstart if initial else None, None, None, None, None, None
 
 
+def _refuse(ctx, *gradients):
+    raise RuntimeError(
+        "the Triton linear attention can be differentiated once; take implementation chunked or quadratic"
+    )
+
+
+torch.library.register_autograd("tnbench::linear_attention_backward", _refuse, lib=_library)
 torch.library.register_autograd(
     "tnbench::linear_attention", _differentiate, setup_context=_setup, lib=_library
 )
@@ -213,10 +215,10 @@ def _flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
 
 @register_flop_formula(torch.ops.tnbench.linear_attention_backward)
 def _flops_backward(do_shape, dfinal_shape, q_shape, *args, **kwargs) -> int:
-    """5 products in the chunk and 5 with a state, per token and head."""
+    """2 c (3 dk + 2 dv) in the chunk (q kᵀ, dq, dk; do vᵀ, dv) and 10 dk dv for the states."""
     batch, time, heads, dk = q_shape
     dv = do_shape[-1]
-    return batch * time * heads * (64 * (4 * dk + 6 * dv) + 10 * dk * dv)
+    return batch * time * heads * (128 * (3 * dk + 2 * dv) + 10 * dk * dv)
 
 
 def _watched(q: Tensor) -> bool:
@@ -247,8 +249,8 @@ def triton_linear_attention(
     scale.
 
     Args:
-        q, k: (batch, time, heads, key dim) of one dtype (bf16, fp16, fp32); copied where
-            rows do not begin at multiples of 16 bytes.
+        q, k: (batch, time, heads, key dim) of one dtype (bf16, fp16, fp32), no size 0; copied where rows do
+            not begin at multiples of 16 bytes.
         v: (batch, time, heads, value dim). Head dims up to 256.
         log_decay: (heads,), log λ, at most 0; None for λ = 1.
         scale: factor on the output.
@@ -256,8 +258,7 @@ def triton_linear_attention(
         output_state: whether to return the final state.
         cu_seqlens: (sequences + 1,) int32 on the device, from 0 to time: sequences packed in a batch of one.
         precise: products to fp32 accuracy. Otherwise 16-bit inputs are multiplied as they are, and fp32
-            inputs to fp32 accuracy
-            too, unless torch was allowed TF32 (torch.set_float32_matmul_precision).
+            inputs to fp32 accuracy too, unless torch was allowed TF32 (torch.set_float32_matmul_precision).
 
     Returns:
         (batch, time, heads, value dim) in v's dtype, and the final state (sequences, heads, key dim, value
@@ -273,6 +274,8 @@ def triton_linear_attention(
         log_decay = log_decay.float().contiguous()
     if initial_state is not None:
         initial_state = initial_state.float().contiguous()
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.contiguous()
     scale = float(scale)
     inputs = (q, k, v, log_decay, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
@@ -313,8 +316,8 @@ def _check(
         )
     if q.dtype not in TYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"q, k, v must share bf16, fp16 or fp32, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if max(q.shape[-1], v.shape[-1]) > 256:
-        raise ValueError(f"head dims go up to 256, got {q.shape[-1]} and {v.shape[-1]}")
+    if max(q.shape[-1], v.shape[-1]) > WIDEST:
+        raise ValueError(f"head dims go up to {WIDEST}, got {q.shape[-1]} and {v.shape[-1]}")
     if cu_seqlens is not None and (
         q.shape[0] != 1 or cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32
     ):
@@ -326,5 +329,6 @@ def _check(
         expected = (sequences, q.shape[2], q.shape[3], v.shape[3])
         if tuple(initial_state.shape) != expected:
             raise ValueError(f"initial_state must be {expected}, got {tuple(initial_state.shape)}")
+    together(q, k=k, v=v, log_decay=log_decay, initial_state=initial_state, cu_seqlens=cu_seqlens)
     if not q.is_cuda and not INTERPRETED:
         raise ValueError(f"the Triton linear attention: {obstacle(q)}")

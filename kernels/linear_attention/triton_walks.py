@@ -28,7 +28,7 @@ def _walk(
     REVERSE: tl.constexpr, TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, TMA: tl.constexpr,
     DEEP: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of columns of y in one segment (see the table at the head of this file)."""
+    """One tile of columns of y in one segment (see the table at the head of triton_kernels.py)."""
     first = index * length
     last = tl.maximum(tl.cdiv(tokens, length) - 1, 0)
     rate = log2_decay(log_decay, h)

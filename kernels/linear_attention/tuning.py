@@ -3,7 +3,6 @@ configurations to try."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from tnbench.kernels.linear_attention.configurations import Configuration, Launc
 from tnbench.kernels.linear_attention.configurations import key as row
 from tnbench.kernels.linear_attention.reference import quadratic
 from tnbench.kernels.linear_attention.triton_op import _backward, _forward
+from tnbench.kernels.tune import graph_seconds
 
 Case = dict[str, Any]
 TOLERANCE = 5e-3  # relative, worst head, bf16
@@ -133,32 +133,4 @@ def measure(case: Case, candidate: dict, repeats: int) -> float:
         _held.clear()
         _held[place] = problem(case)
     plans.override = from_json(candidate)
-    compute = call(case, _held[place])
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compute()
-    return timed(graph.replay, repeats)
-
-
-@lru_cache
-def _flush() -> Tensor:
-    return torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-
-
-def timed(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds between events around a call, the L2 overwritten before each."""
-    times = []
-    for _ in range(repeats + 2):
-        _flush().zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        times.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in times[2:]) / 1e3
+    return graph_seconds(call(case, _held[place]), repeats)

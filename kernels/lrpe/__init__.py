@@ -45,18 +45,20 @@ def rotate(
     """Queries and keys of tokens start, start + 1, … Differentiable, once, in q, k and θ.
 
     Args:
-        q, k: (batch, time, heads, head dim), of any strides. theta: (heads or 1, angles), with head dim
-        angles in the cosine form, half of it in the rotation form. start: position of the first token; with
-        the length at most 2^24. form: `cosine` or `rotation`. implementation: a name of `IMPLEMENTATIONS`, or
-        `auto`: `triton` where the kernels can run, else `reference`,
-            which is said once.
+        q, k: (batch, time, heads, head dim), of any strides.
+        theta: (heads or 1, angles), with head dim angles in the cosine form, half of it in the rotation form.
+        start: position of the first token; with the length at most 2^24.
+        form: `cosine` or `rotation`.
+        implementation: a name of `IMPLEMENTATIONS`, or `auto`: `triton` where the kernels can run, else
+            `reference`, which is said once.
 
     Returns:
         q' and k', (batch, time, heads, 2 · head dim) in the cosine form, of q's and k's shape in the rotation
         form.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown form or implementation, `triton` where it cannot run.
+        ValueError: shapes or devices that do not fit, an unknown form or implementation, `triton` where it
+            cannot run.
     """
     if q.ndim != 4 or q.shape != k.shape:
         raise ValueError(
@@ -71,6 +73,7 @@ def rotate(
             f"theta must be ({heads} or 1, {angles}) for heads of {dim} channels in the {form} form"
             f"{' (an even number)' if form == 'rotation' else ''}, got {tuple(theta.shape)}"
         )
+    devices.together(q, k=k, theta=theta)
     if implementation == "auto":
         implementation = "triton" if takes_kernels(q) else "reference"
     elif implementation == "triton":

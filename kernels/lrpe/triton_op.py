@@ -18,8 +18,9 @@ from tnbench.kernels.normalisation.launching import Launch, Launches, direct, lo
 _known = Launches()
 
 
-def _last_dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _reachable(x: Tensor) -> Tensor:
+    """x, or a copy where its last dim is not dense or its heads lie further apart than 32 bits count."""
+    return x if x.stride(-1) == 1 and x.shape[2] * x.stride(2) < 1 << 31 else x.contiguous()
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
@@ -38,7 +39,7 @@ def launch_forward(
     k_out = torch.empty(shape, dtype=k.dtype, device=k.device)
     if q.numel() == 0:
         return q_out, k_out
-    q, k, theta = _last_dense(q), _last_dense(k), theta.contiguous()
+    q, k, theta = _reachable(q), _reachable(k), theta.contiguous()
     key = (look(q), look(k), look(theta), q.device, form)
     launch = _known.get(key) if chosen is None else None
     if launch is None:
@@ -73,7 +74,7 @@ def launch_backward(
     dq, dk = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
     if q.numel() == 0:
         return [dq, dk, torch.zeros_like(theta)] if learned else [dq, dk]
-    read = [_last_dense(x) for x in (q, k, dq_out, dk_out)]
+    read = [_reachable(x) for x in (q, k, dq_out, dk_out)]
     theta = theta.contiguous()
     batch, time, heads, _ = q.shape
     angles = theta.shape[1]

@@ -11,7 +11,8 @@ from torch import Tensor
 from tnbench.kernels.devices import machine
 from tnbench.kernels.lrpe import configurations, reference, triton_op
 from tnbench.kernels.lrpe.configurations import Configuration
-from tnbench.kernels.normalisation.tuning import TOLERANCE, graph_seconds
+from tnbench.kernels.normalisation.tuning import TOLERANCE
+from tnbench.kernels.tune import graph_seconds
 
 Case = dict[str, Any]
 HEAD_DIM = 128

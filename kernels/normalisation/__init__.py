@@ -61,6 +61,7 @@ def _check(x: Tensor, other: Tensor | None, name: str, weight: Tensor | None, bi
     for label, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != x.shape[-1:]:
             raise ValueError(f"{label} must be ({x.shape[-1]},), got {tuple(parameter.shape)}")
+    devices.together(x, **{name: other}, weight=weight, bias=bias)
 
 
 def norm(
@@ -78,18 +79,22 @@ def norm(
     """Norm of the last dimension, times a gate if there is one. Differentiable, once, in all tensors.
 
     Args:
-        x: (…, width), of any strides. gate: u, of x's shape, or None. weight, bias: (width,), or None.
-        activation: a(u) of the gate: `none`, `swish` or `sigmoid`. centred: subtract the row's mean, as
-        LayerNorm does. dtype: of the result; by default x's, promoted with the gate's. implementation: a name
-        of `IMPLEMENTATIONS`, or `auto`: `triton` where the kernels can run, else `reference`,
-            which is said once.
+        x: (…, width), of any strides.
+        gate: u, of x's shape, or None.
+        weight, bias: (width,), or None.
+        activation: a(u) of the gate: `none`, `swish` or `sigmoid`.
+        centred: subtract the row's mean, as LayerNorm does.
+        eps: added to the mean square.
+        dtype: of the result; by default x's, promoted with the gate's.
+        implementation: a name of `IMPLEMENTATIONS`, or `auto`: `triton` where the kernels can run, else
+            `reference`, which is said once.
 
     Returns:
         y of x's shape.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown activation or implementation, `triton` where it cannot
-        run.
+        ValueError: shapes or devices that do not fit, an unknown activation or implementation, `triton` where
+            it cannot run.
     """
     _check(x, gate, "gate", weight, bias)
     if activation not in ACTIVATIONS:

@@ -32,7 +32,7 @@ def variants(capability: int, widths: list[int]) -> Iterator[Kernel]:
 
 
 def kernel(operation: str, width: int, element: str, chosen: Configuration) -> Kernel:
-    """As the launches in triton_op.py call it, on contiguous rows."""
+    """As the launches in launches.py call it, on contiguous rows."""
     summing = operation in SUMMING
     function = source.forward
     if operation.endswith("backward"):

@@ -32,6 +32,7 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """(y, r') of x (…, width); r' is None without a residual. `chosen` overrides the table."""
     y, total = outputs(x, residual, gate, dtype)
+    weight, bias = _dense(weight), _dense(bias)
     read = (x, residual, gate)
     key = (look(x), look(residual), look(gate), *_dtypes(weight, bias, y), x.device, activation, centred, eps)
     launch = _known.get(key) if chosen is None else None
@@ -91,6 +92,7 @@ def launch_backward(
     """dx (with dr' added), then dgate, dweight, dbias of what is given. `chosen` overrides the table."""
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in (x, gate, weight, bias) if t is not None]
+    weight, bias = _dense(weight), _dense(bias)
     dx = _like(x, x.dtype)
     dgate = None if gate is None else _like(gate, gate.dtype)
     read = (dy, dtotal, x, gate)
@@ -195,6 +197,10 @@ def outputs(
     elif gate is not None and gate.dtype != result:
         result = torch.promote_types(result, gate.dtype)
     return _like(x, dtype or result), total
+
+
+def _dense(parameter: Tensor | None) -> Tensor | None:
+    return parameter if parameter is None or parameter.stride(0) == 1 else parameter.contiguous()
 
 
 def _like(x: Tensor, dtype: torch.dtype) -> Tensor:

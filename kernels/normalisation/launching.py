@@ -94,7 +94,8 @@ def direct(*tensors: Tensor | None) -> bool:
 
 
 @lru_cache(KEPT)
-def _sums(count: int, rows: int, width: int, *dtypes: torch.dtype) -> Launch:
+def _sums(device: torch.device, count: int, rows: int, width: int, *dtypes: torch.dtype) -> Launch:
+    """The device and the dtypes are keys alone: a compiled kernel is loaded on one device."""
     grid = (-(-width // 16), count, 1)
     return Launch(column_sums, grid, (rows,), (width, 16, 512), 8)
 
@@ -103,5 +104,7 @@ def sum_of_columns(parts: Tensor, *dtypes: torch.dtype) -> list[Tensor]:
     """(1 or 2, n, width) fp32, contiguous, to one or two vectors (width,): the same bits every time."""
     count, rows, width = parts.shape
     out = [torch.empty(width, dtype=dtype, device=parts.device) for dtype in dtypes]
-    _sums(count, rows, width, *dtypes)(parts.device, parts, out[0], out[1] if count == 2 else None)
+    _sums(parts.device, count, rows, width, *dtypes)(
+        parts.device, parts, out[0], out[1] if count == 2 else None
+    )
     return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from tnbench.kernels.devices import machine
 from tnbench.kernels.normalisation import configurations, reference, triton_op
 from tnbench.kernels.normalisation.configurations import OPERATIONS, SUMMING, Configuration
+from tnbench.kernels.tune import graph_seconds
 
 Case = dict[str, Any]
 TOLERANCE = 4e-3  # relative, bf16: one rounding of the result, doubled
@@ -115,26 +114,3 @@ def measure(case: Case, candidate: dict[str, int], repeats: int) -> float:
         _held[place] = problem(case["operation"], case["rows"], case["width"])
     given = _held[place]
     return graph_seconds(lambda: call(case["operation"], given, Configuration(**candidate)), repeats)
-
-
-def graph_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of what `run` launches, as a CUDA graph, the L2 overwritten before each replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    flush = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(repeats + 2):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        times.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in times[2:]) / 1e3
