@@ -292,6 +292,9 @@ def profile_kernels(
     """
     if plan and report:
         raise RequestError("--plan and --report exclude each other")
+    asked = (operators, length, shape, batch, heads, head_dim, rows, width, dtype, mode, form)
+    if report and any(x is not None for x in (*asked, implementation, rounds, energy, against, time_limit)):
+        raise RequestError("--report rewrites what is in the records: only --results goes with it")
     from tnbench.profiling.kernels import command, planning
 
     axes = planning.axes(

@@ -16,8 +16,9 @@ import pytest
 
 from tnbench import cli
 from tnbench.errors import RequestError
-from tnbench.profiling.kernels import campaign, rows
+from tnbench.profiling.kernels import campaign, plots, rows
 from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress
+from tnbench.profiling.kernels.panels import panels
 from tnbench.profiling.kernels.plots import MEASURES
 from tnbench.profiling.kernels.pool import Pool
 from tnbench.profiling.kernels.store import Block, RecordsError, Store
@@ -190,6 +191,45 @@ def test_a_rerun_measures_only_what_is_missing(bench: Bench) -> None:
     assert [block.line["kernel_hash"] for block in bench.store.read().shown()] == ["4567", "0123"]
 
 
+def test_what_crashed_is_measured_once_more(bench: Bench) -> None:
+    """A kill may be the machine's fault; what fails for its own reasons must not cost every later run."""
+    points = [point(1000, {"killed": "peer", "fine-1": "ours"})]
+    assert [bench.run(points).skipped for _ in range(3)] == [0, 0, 1]
+    assert bench.run([point(1000, {"fine-1": "ours"})]).skipped == 1
+
+
+def test_a_revision_beside_a_fuller_measurement(bench: Bench) -> None:
+    """Tables keep the block with the peers, whatever the number of twins; the pair comes from its own."""
+    bench.run([point(1000, {"fine-1": "ours", "fine-3": "peer"})])
+    bench.run([point(1000, {"fine-1": "ours", "fine-2@c": "revision", "fine-1@c": "revision"})])
+    records = bench.store.read()
+    assert rows.kernels(records)["implementation"].to_list() == ["fine-1", "fine-3"]
+    found = rows.comparisons(records)
+    assert found[["against", "kind"]].to_numpy().tolist() == [
+        ["fine-3", "best peer"],
+        ["fine-1@c", "revision c"],
+    ]
+    assert rows.summary(records)["kind"].to_list() == ["best peer", "revision c"]
+
+
+def test_foreign_lines_are_reported_and_ignored(bench: Bench) -> None:
+    bench.run([point(1000, {"fine-1": "ours"})])
+    foreign = [
+        {"kind": "row", "block": "x", "implementation": "y"},
+        {"kind": "block", "block": "x", "rows": 0, "case": {"operator": "q"}},
+        {"kind": "roofline", "session": "s", "copy_bytes_per_second": "fast"},
+        {"kind": "energy", "block": bench.store.read().blocks[0].id, "implementation": "fine-1"},
+        {"kind": "note"},
+        {"kind": "session", "session": ["a"]},
+        [1],
+    ]
+    with bench.store.path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in foreign)
+    records = bench.store.read()
+    assert len(records.problems) == len(foreign)
+    assert len(rows.kernels(records)) == 1
+
+
 def test_energy_is_added_later(bench: Bench) -> None:
     points = [point(1000, {"fine-1": "ours", "oom": "peer"})]
     bench.run(points)
@@ -275,7 +315,7 @@ def test_rows_by_hand(measured: Store) -> None:
     assert row["best_peer"] == "fine-3"
     assert row["speedup"] == pytest.approx(3, rel=0.03)
     assert row["verdict"] == "faster"
-    assert row["reproduce"] == "tnbench profile-kernels linear_attention --implementation fine-1"
+    assert row["reproduce"] == "tnbench profile-kernels linear_attention --implementation fine-1 --rounds 3"
     peer = frame[frame["implementation"] == "fine-3"].iloc[0]
     assert (peer["best_peer"], peer["verdict"]) == ("fine-9", "faster")
     assert frame[frame["source"] == "softmax"]["verdict"].isna().all()
@@ -302,7 +342,7 @@ def test_a_revision_is_compared_with_its_own_twin(bench: Bench) -> None:
     bench.run([point(1000, {"fine-1": "ours", "fine-1@2": "revision"})])
     found = rows.comparisons(bench.store.read())
     twin = rows.kernels(bench.store.read()).iloc[1]
-    assert twin["reproduce"].endswith("linear_attention --implementation fine-1 --against 2")
+    assert twin["reproduce"].endswith("--implementation fine-1 --against 2 --rounds 3")
     assert found[["implementation", "against", "kind"]].to_numpy().tolist() == [
         ["fine-1", "fine-1@2", "revision 2"]
     ]
@@ -332,6 +372,21 @@ def test_report_again_gives_the_same_bytes(measured: Store, tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "× best peer" in out
     assert "measured with other kernels" in out
+
+
+def test_a_copy_is_never_the_fastest() -> None:
+    def row(name: str, seconds: float) -> dict[str, Any]:
+        return {"implementation": name, "source": name, "status": "ok", "eager": {"median": seconds}}
+
+    assert campaign.outcome([row("copy", 1e-3), row("torch", 2e-3)]) == "fastest torch 2 ms; 2 ok"
+
+
+def test_no_share_of_the_roofline_is_cut_off(measured: Store) -> None:
+    frame = rows.kernels(measured.read())
+    frame["roofline_share"] *= 3 / frame["roofline_share"].max()
+    drawn = plots.figure("roofline", list(panels(frame)), plots.looks(frame))
+    assert drawn is not None
+    assert drawn.axes[0].get_ylim()[1] > 3
 
 
 def test_a_block_that_differs_in_anything_is_not_current() -> None:

@@ -11,7 +11,7 @@ from tnbench import cli
 from tnbench.errors import RequestError
 from tnbench.profiling.kernels import planning
 from tnbench.profiling.kernels.against import commit_of, kernels_at
-from tnbench.profiling.kernels.store import slug
+from tnbench.profiling.kernels.store import kernel_hash, slug
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,19 @@ from tnbench.profiling.kernels.store import slug
         (
             ["linear_attention", "--mode", "decode"],
             "linear_attention has no mode decode: it has forward, backward, both",
+        ),
+        (["norm", "--mode", "forward,decode"], "norm has no mode decode: it has forward, backward, both"),
+        (
+            ["norm", "lrpe", "--implementation", "liger,x"],
+            "--implementation liger,x: did you mean liger?",
+        ),
+        (
+            ["decode_step", "linear_attention", "--device", "cpu", "--implementation", "chunked"],
+            "decode_step has no implementation chunked: it has triton, torch, torch-compiled, copy",
+        ),
+        (
+            ["--report", "--length", "1k"],
+            "--report rewrites what is in the records: only --results goes with it",
         ),
         (["--implementation", "chunkd"], "--implementation chunkd: did you mean chunked?"),
         (
@@ -91,6 +104,22 @@ def test_every_default_point_can_be_asked_for_again() -> None:
             axes = planning.axes(**{name: read[name] for name in options})
             wanted = planning.Wanted(tuple(read["operators"]), axes)
             assert [found.case for found in planning.points(wanted, device, {}, "again")] == [one.case]
+
+
+def test_pairs_stay_pairs_where_batch_and_heads_are_axes() -> None:
+    wanted = planning.Wanted(("decode_step",), planning.axes(shape=["2,4", "3,8"]))
+    shapes = [one.case["shape"] for one in planning.points(wanted, "cpu", {}, "again")]
+    assert [(shape["batch"], shape["heads"]) for shape in shapes] == [(2, 4), (3, 8)]
+
+
+def test_what_operators_share_makes_their_measurements_old(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels" / "lrpe"
+    folder.mkdir(parents=True)
+    before = kernel_hash("lrpe", tmp_path)
+    (folder.parent / "tune.py").write_text("1")
+    assert kernel_hash("lrpe", tmp_path) == before
+    (folder.parent / "compiled.py").write_text("1")
+    assert kernel_hash("lrpe", tmp_path) != before
 
 
 def test_names_of_machines() -> None:

@@ -111,7 +111,7 @@ def profile_kernels(
                 f"failed: {error}; what was recorded before is kept", highlight=False, soft_wrap=True
             )
             return 1
-    return _finish(store, progress, console)
+    return _finish(store, progress, campaign.session, console)
 
 
 def _command(name: str, device: str, folder: Path | None) -> list[str]:
@@ -120,10 +120,22 @@ def _command(name: str, device: str, folder: Path | None) -> list[str]:
     return worker_command(implementation, device, folder if commit else None)
 
 
-def _finish(store: Store, progress: Progress, console: Console) -> int:
+def _finish(store: Store, progress: Progress, session: str, console: Console) -> int:
     records = store.read()
     if records.blocks:
-        _report(store, records, console)
+        try:
+            _report(store, records, console)
+        except RecordsError as error:
+            console.print(f"failed: {error}", highlight=False, soft_wrap=True)
+            return 1
+    now = [block for block in records.blocks if block.line["session"] == session]
+    if hidden := len(now) - sum(block.line["session"] == session for block in records.shown()):
+        console.print(
+            f"note: {hidden} points measured now are recorded but not in the tables above, which show the "
+            "measurement of most implementations; another --results folder shows them",
+            highlight=False,
+            soft_wrap=True,
+        )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
     measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
     written = f" Tables and plots: {store.folder}" if records.blocks else ""
@@ -142,7 +154,14 @@ def _finish(store: Store, progress: Progress, console: Console) -> int:
 
 
 def _report(store: Store, records: Records, console: Console) -> None:
-    frame, summary = report.write(store, records)
+    try:
+        frame, summary = report.write(store, records)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RecordsError(
+            f"cannot write tables and plots to {store.folder}: {reason}; the records are kept, "
+            "and --report writes them again"
+        ) from error
     for panel in panels(frame):
         console.print(terminal(panel))
     console.print(LEGEND, highlight=False)
@@ -162,7 +181,11 @@ def _report_all(folder: Path, console: Console) -> int:
     if not found:
         raise RequestError(f"{folder} holds no records of kernels; run tnbench profile-kernels")
     for store, records in found:
-        _report(store, records, console)
+        try:
+            _report(store, records, console)
+        except RecordsError as error:
+            console.print(f"failed: {error}", highlight=False, soft_wrap=True)
+            return 1
         console.print(f"Tables and plots: {store.folder}", highlight=False, soft_wrap=True)
     return 0
 

@@ -32,7 +32,7 @@ def report(call: Callable[[], object]) -> list[dict[str, Any]] | None:
 
     before = knobs.runtime.launch_enter_hook
     try:
-        knobs.runtime.launch_enter_hook = enter
+        knobs.runtime.launch_enter_hook = enter  # pyright: ignore[reportAttributeAccessIssue]
         call()
     except (AttributeError, TypeError):
         return None

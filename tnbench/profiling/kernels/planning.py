@@ -162,7 +162,7 @@ def points(wanted: Wanted, device: str, stack: Mapping[str, str | None], results
     for operator in chosen:
         given, fits = _given(operator, wanted.axes, device)
         used |= fits
-        for axis, known in (("mode", operator.modes), ("form", FORMS.get(operator.name, ()))):
+        for axis, known in _named_axes(operator).items():
             if axis in given:
                 given[axis] = _fitting(operator, axis, given[axis], known, operator.name in wanted.operators)
         implementations = _implementations(operator, wanted, device)
@@ -174,11 +174,18 @@ def points(wanted: Wanted, device: str, stack: Mapping[str, str | None], results
             raise RequestError(str(error)) from None
         hashed = kernel_hash(operator.name)
         for case in cases:
+            if PAIR in wanted.axes and (case.shape["batch"], case.shape["heads"]) not in wanted.axes[PAIR]:
+                continue  # an operator with the two as axes of their own
             found.append(_point(operator, case, implementations, hashed, stack, device, results))
     _require_used(wanted, chosen, used)
     if not found:
         raise RequestError("nothing to measure: no operator has these modes and implementations")
     return found
+
+
+def _named_axes(operator: Operator) -> dict[str, Sequence[str]]:
+    """Axes whose values have names, with those that an operator knows."""
+    return {"mode": operator.modes, "form": FORMS.get(operator.name, ())}
 
 
 def _fitting(
@@ -264,10 +271,20 @@ def _require_used(wanted: Wanted, chosen: Sequence[Operator], used: set[str]) ->
     for axis in wanted.axes:
         if axis not in used:
             raise RequestError(f"{AXIS_OPTIONS[axis]}: {said} has no such axis")
+    for axis in ("mode", "form"):
+        some = list(dict.fromkeys(value for operator in chosen for value in _named_axes(operator)[axis]))
+        for value in wanted.axes.get(axis, ()):
+            if value not in some:
+                raise RequestError(f"{said} has no {axis} {value}: it has {', '.join(some)}")
     known = {entry.name for operator in chosen for entry in operator.implementations}
     for name in wanted.implementations:
         if name not in known:
             raise RequestError(f"--implementation {name}: {nearest(name, known)}")
+    for operator in chosen if wanted.operators and wanted.implementations else ():
+        own = [entry.name for entry in operator.implementations]
+        if not set(own) & set(wanted.implementations):
+            asked = ", ".join(wanted.implementations)
+            raise RequestError(f"{operator.name} has no implementation {asked}: it has {', '.join(own)}")
 
 
 def command_of(operator: Operator, case: Case, device: str, results: str) -> str:

@@ -27,8 +27,9 @@ PANEL = 1.5
 """Height of a panel in inches."""
 LEFT = 0.62
 """Inches for the labels at the left."""
+COPY = "#8a8a8a"
 LINES = {"peer": "-", "torch": (0, (4, 1.2)), "softmax": (0, (1, 1.1)), "copy": (0, (6, 1, 1, 1))}
-FIRST = {"peer": 0, "torch": 2, "softmax": 4, "copy": 5}
+FIRST = {"peer": 0, "torch": 2, "softmax": 4}
 """Where in the palette a source begins, so that first ones differ in colour too."""
 MARKERS = "os^Dv<>ph*"
 
@@ -36,9 +37,9 @@ Look = dict[str, Any]
 
 
 def looks(frame: Frame) -> dict[str, Look]:
-    """Colour, line and marker of each implementation, the same in all figures.
+    """Colour, line and marker of each implementation, the same in all figures of an operator.
 
-    Ours are drawn in ink; the other sources are told apart by their lines.
+    Ours are drawn in ink, a copy in grey; the other sources are told apart by their lines.
     """
     found: dict[str, Look] = {}
     counts: dict[str, int] = {}
@@ -57,7 +58,7 @@ def looks(frame: Frame) -> dict[str, Look]:
             }
         else:
             line = {
-                "color": PALETTE[(FIRST.get(source, 0) + index) % len(PALETTE)],
+                "color": COPY if source == "copy" else PALETTE[(FIRST[source] + index) % len(PALETTE)],
                 "linestyle": LINES.get(source, "-"),
                 "linewidth": 1.0,
             }
@@ -108,6 +109,9 @@ def figure(measure: str, panels: list[Panel], looks: dict[str, Look]) -> Figure 
         )
         for index, panel in enumerate(panels):
             _draw(grid.flat[index], measure, panel, looks)
+        if measure == "roofline":
+            highest = max(y for panel in panels for name in drawn for _, y in _points(measure, panel, name))
+            grid.flat[0].set_ylim(0, 1.05 * max(1.0, highest))
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         first = panels[0]
@@ -163,7 +167,7 @@ def _draw(axes: Axes, measure: str, panel: Panel, looks: dict[str, Look]) -> Non
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     if measure == "roofline":
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-        axes.set_ylim(0, 1.05)
+        axes.axhline(1, color=INK, alpha=0.5, linewidth=0.8, linestyle="--")
     else:
         axes.set_yscale("log")
     if measure == "time":

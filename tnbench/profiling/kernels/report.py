@@ -29,11 +29,11 @@ def write(store: Store, records: Records) -> tuple[Frame, Frame]:
         "break_even.csv": _csv(crossings),
         "table.md": table.markdown(frame, summary, crossings, records),
     }
-    looks = plots.looks(frame)
     groups: dict[tuple[str, str], list[Panel]] = {}
     for panel in panels(frame):
         groups.setdefault((panel.operator, panel.dtype), []).append(panel)
     for key, found in groups.items():
+        looks = plots.looks(frame[frame["operator"] == key[0]])
         for measure in plots.MEASURES:
             figure = plots.figure(measure, found, looks)
             if figure is not None:

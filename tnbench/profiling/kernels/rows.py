@@ -6,7 +6,7 @@ Seconds, bytes and joules are per call. A cell is empty where it does not apply 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -141,7 +141,8 @@ def _row(records: Records, block: Block, row: Line) -> dict[str, Any]:
         "kernel_hash": line["kernel_hash"],
         "session": line["session"],
         "measured": line["time"],
-        "reproduce": f"{line['command']} {_which(row['implementation'])}",
+        "reproduce": f"{line['command']} {_which(row['implementation'])} "
+        f"--rounds {line['measurement']['rounds']}",
     }
     if row["source"] in ("ours", *RIVALS) and timed(row):
         peer = fastest(block.rows, RIVALS, but=row["implementation"])
@@ -189,23 +190,36 @@ def _compiled(compiled: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def comparisons(records: Records) -> Frame:
     """Ours against the fastest correct peer, the fastest softmax and other revisions, at every point that has
     such a pair: the content of comparisons.csv."""
-    rows = []
+    rows = [
+        {
+            **shape_cells(block.case),
+            "implementation": row["implementation"],
+            "against": other["implementation"],
+            "kind": kind,
+            **_pair(compare(row, other)),
+        }
+        for block, row, kind, other in _pairings(records)
+        if other is not None and timed(row)
+    ]
+    return _frame(rows, COMPARISONS)
+
+
+def _pairings(records: Records) -> Iterator[tuple[Block, Line, str, Line | None]]:
+    """Block, row of ours, kind of rival, and the rival; None where nobody of that kind ran correctly.
+
+    Rivals come from the blocks that are shown, revisions from the blocks in which they were compared: both
+    sides of a pair are of one block.
+    """
     for block in records.shown():
         for row in block.rows:
             for kind, other in rivals(block, row).items():
-                if other is None or not timed(row):
-                    continue
-                pair = compare(row, other)
-                rows.append(
-                    {
-                        **shape_cells(block.case),
-                        "implementation": row["implementation"],
-                        "against": other["implementation"],
-                        "kind": kind,
-                        **_pair(pair),
-                    }
-                )
-    return _frame(rows, COMPARISONS)
+                yield block, row, kind, other
+    for block, commit in records.compared():
+        by_name = {row["implementation"]: row for row in block.rows}
+        for name, row in by_name.items():
+            twin = by_name.get(f"{name}@{commit}")
+            if twin is not None:
+                yield block, row, f"revision {commit}", twin if timed(twin) else None
 
 
 def _pair(pair: Speedup) -> dict[str, Any]:
@@ -225,9 +239,6 @@ def rivals(block: Block, row: Line) -> dict[str, Line | None]:
         for kind, sources in KINDS.items():
             if any(other["source"] in sources for other in block.rows):
                 found[kind] = fastest(block.rows, sources)
-    for other in block.rows:
-        if other["source"] == "revision" and other["implementation"].startswith(f"{row['implementation']}@"):
-            found[f"revision {other['implementation'].partition('@')[2]}"] = other if timed(other) else None
     return found
 
 
@@ -237,13 +248,11 @@ def summary(records: Records) -> Frame:
     Points where ours or no rival ran correctly are left out of the mean and counted.
     """
     groups: dict[tuple, list[tuple[Block, Speedup | None]]] = {}
-    for block in records.shown():
+    for block, row, kind, other in _pairings(records):
         case = block.case
-        for row in block.rows:
-            for kind, other in rivals(block, row).items():
-                key = (case["operator"], case["mode"], case["dtype"], row["implementation"], kind)
-                pair = compare(row, other) if other is not None and timed(row) else None
-                groups.setdefault(key, []).append((block, pair))
+        key = (case["operator"], case["mode"], case["dtype"], row["implementation"], kind)
+        pair = compare(row, other) if other is not None and timed(row) else None
+        groups.setdefault(key, []).append((block, pair))
     rows = []
     for key, found in groups.items():
         pairs = [(block, pair) for block, pair in found if pair is not None]
@@ -283,8 +292,8 @@ def shape_words(case: Mapping[str, Any], but: Sequence[str] = ()) -> str:
 
 
 def break_evens(records: Records) -> Frame:
-    """The length from which the fastest of ours (of plain torch, where ours did not run) beats the fastest
-    softmax attention, per batch, heads, dims and mode: break_even.csv."""
+    """The length from which each implementation beats the fastest softmax attention, per batch, heads, dims
+    and mode: break_even.csv."""
     groups: dict[tuple, list[Block]] = {}
     for block in records.shown():
         if any(row["source"] == "softmax" for row in block.rows):

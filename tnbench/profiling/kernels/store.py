@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tnbench.errors import RequestError
+from tnbench.profiling.kernels.cases import Case
 from tnbench.records import PACKAGE, require_writable
 
 RECORDS = "records.jsonl"
@@ -48,8 +49,10 @@ def slug(machine: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", machine.lower())).strip("-") or "unknown"
 
 
-SHARED = ("devices.py", "layout.py")
-"""Modules of kernels/ that the operators have in common."""
+APART = ("tune.py",)
+"""Modules of kernels/ that take no part in a call; the others beside the operators' folders are shared."""
+LOST = ("crashed", "hung")
+"""Statuses that may be the machine's fault: such a row is measured once more by the next run."""
 
 
 def kernel_hash(operator: str, root: Path = PACKAGE) -> str:
@@ -58,7 +61,8 @@ def kernel_hash(operator: str, root: Path = PACKAGE) -> str:
     folder = kernels / FOLDERS.get(operator, operator)
     total = hashlib.sha256()
     files = [path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".yaml")]
-    for path in sorted([*files, *(kernels / name for name in SHARED)]):
+    shared = [path for path in kernels.glob("*.py") if path.name not in APART]
+    for path in sorted([*files, *shared]):
         if path.is_file():
             total.update(f"{path.relative_to(kernels).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
@@ -95,6 +99,22 @@ class Block:
         """What code was measured: blocks that differ in it are not compared by age alone."""
         return canonical({name: self.line.get(name) for name in ("kernel_hash", "torch", "triton")})
 
+    @property
+    def commits(self) -> set[str]:
+        """Of the revisions that are compared in it."""
+        found = (row["implementation"] for row in self.rows if row["source"] == "revision")
+        return {name.partition("@")[2] for name in found}
+
+    @property
+    def answered(self) -> int:
+        """Implementations of this revision that neither crashed nor hung."""
+        return sum(row["source"] != "revision" and row["status"] not in LOST for row in self.rows)
+
+    def lost(self, implementations: Iterable[str]) -> bool:
+        """Whether one of these crashed or hung."""
+        wanted = set(implementations)
+        return any(row["status"] in LOST and row["implementation"] in wanted for row in self.rows)
+
     def matches(self, point: Mapping[str, Any]) -> bool:
         """Whether it is a measurement of this point, made the same way with the same code."""
         return all(self.line.get(name) == value for name, value in point.items())
@@ -111,23 +131,42 @@ class Records:
     problems: list[str] = field(default_factory=list)
 
     def current(self, point: Mapping[str, Any], implementations: Iterable[str]) -> Block | None:
-        """The latest block of this point that has all these implementations, or None."""
+        """The latest block of this point that has all these implementations, or None.
+
+        One in which any of them crashed or hung counts from the second such block on: it is tried once more.
+        """
         wanted = set(implementations)
         fits = [one for one in self.blocks if one.matches(point) and wanted <= set(one.implementations)]
-        return fits[-1] if fits else None
+        whole = [one for one in fits if not one.lost(wanted)]
+        if whole:
+            return whole[-1]
+        return fits[-1] if len(fits) > 1 else None
 
     def shown(self) -> list[Block]:
-        """One block per case for the report: measured with the latest code, with the most implementations,
-        the latest of those; in the order in which the cases came up first."""
+        """One block per case for the report: measured with the latest code, with the most implementations
+        (revisions, crashes and hangs not counted), the latest of those; in the order in which the cases came
+        up first."""
+        chosen = []
+        for blocks in self._latest():
+            most = max(one.answered for one in blocks)
+            chosen.append([one for one in blocks if one.answered == most][-1])
+        return chosen
+
+    def compared(self) -> list[tuple[Block, str]]:
+        """For each case and revision the latest block in which the latest code was compared with it."""
+        chosen: dict[tuple[str, str], tuple[Block, str]] = {}
+        for blocks in self._latest():
+            for block in blocks:
+                for commit in sorted(block.commits):
+                    chosen[canonical(block.case), commit] = block, commit
+        return list(chosen.values())
+
+    def _latest(self) -> list[list[Block]]:
+        """The blocks of each case that were measured with the latest code."""
         by_case: dict[str, list[Block]] = {}
         for block in self.blocks:
             by_case.setdefault(canonical(block.case), []).append(block)
-        chosen = []
-        for blocks in by_case.values():
-            same = [one for one in blocks if one.stack == blocks[-1].stack]
-            most = max(len(one.rows) for one in same)
-            chosen.append([one for one in same if len(one.rows) == most][-1])
-        return chosen
+        return [[one for one in found if one.stack == found[-1].stack] for found in by_case.values()]
 
     def copy_rate(self, session: str) -> float:
         """Median copied bytes per second of a session, NaN where none was measured."""
@@ -209,25 +248,47 @@ class Store:
         return records
 
 
+FIELDS = {
+    "session": ("session",),
+    "roofline": ("session",),
+    "row": ("block", "implementation", "source", "status"),
+    "block": (
+        *("block", "session", "time", "rows", "case", "measurement", "kernel_hash", "command"),
+        *("tokens", "floor_bytes", "flops"),
+    ),
+    "energy": ("block", "implementation", "window"),
+}
+"""What a line of a kind has at least."""
+
+
 def _take(line: Line, records: Records, pending: dict[str, list[Line]], blocks: dict[str, Block]) -> None:
-    """Add one line to what has been read."""
+    """Add one line to what has been read.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one of this program's lines.
+    """
+    fields = {name: line[name] for name in FIELDS[line["kind"]]}
     match line["kind"]:
         case "session":
             records.sessions[line["session"]] = line
         case "roofline":
-            records.rooflines.append({**line, "session": line["session"]})
+            records.rooflines.append({**line, "copy_bytes_per_second": _rate(line)})
         case "row":
-            pending.setdefault(line["block"], []).append({**line, "implementation": line["implementation"]})
+            pending.setdefault(line["block"], []).append(line)
         case "block":
             rows = pending.pop(line["block"], [])
             if len(rows) != line["rows"]:
                 raise ValueError("rows are missing")
-            canonical(line["case"])
+            Case.from_dict(fields["case"])
             blocks[line["block"]] = Block(line, rows)
         case "energy" if line["block"] in blocks:
             blocks[line["block"]].energy[line["implementation"]] = line
-        case _:
-            pass
+
+
+def _rate(line: Line) -> float | None:
+    """Bytes copied a second; None where the measurement failed."""
+    found = line.get("copy_bytes_per_second")
+    return None if found is None else float(found)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,8 @@ MARKS = {"faster": "+", "slower": "−", "undecided": "?"}
 MOST_LISTED = 24
 """Slower points that table.md names one by one."""
 LEGEND = (
-    "Times in ms: medians, cold L2, CUDA graphs where they were timed (short lengths), else eager. "
+    "Times in ms: medians, CUDA graphs where they were timed (short lengths), else eager; "
+    "with a cold L2 on a GPU, warm caches on a CPU. "
     "× best peer: how many times faster than the fastest correct implementation that is not ours "
     "(+ faster, − slower, ? undecided: 95 % t interval over interleaved rounds). both: forward and backward. "
     "Share of roofline: smallest possible traffic at the copy rate of the same session, over the time."
@@ -101,11 +103,9 @@ def _share(row: Mapping[str, Any] | None) -> str:
     return f"{100 * row['roofline_share']:.0f} %"
 
 
-def terminal(panel: Panel) -> Table:
+def terminal(panel: Panel) -> Group:
     """A panel for the terminal, the fastest of each column in bold."""
-    table = Table(
-        title=Text(panel.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column(f"ms, by {panel.axis}", no_wrap=True)
     for where in panel.places:
         table.add_column(place(where), justify="right", no_wrap=True)
@@ -113,7 +113,7 @@ def terminal(panel: Panel) -> Table:
         style = "dim" if name.startswith("  ") else ""
         cells = [Text(text, style="bold" if index in best else style) for index, text in enumerate(texts)]
         table.add_row(Text(name, style=style), *cells)
-    return table
+    return Group(Text(panel.title, style="bold"), table)
 
 
 def markdown(frame: Frame, summary: Frame, break_even: Frame, records: Records) -> str:
