@@ -298,17 +298,9 @@ def profile_kernels(
     from tnbench.profiling.kernels import command, planning
 
     axes = planning.axes(
-        length=length,
-        shape=shape,
-        batch=batch,
-        heads=heads,
-        head_dim=head_dim,
-        rows=rows,
-        width=width,
-        dtype=dtype,
-        mode=mode,
-        form=form,
-    )
+        length=length, shape=shape, batch=batch, heads=heads, head_dim=head_dim, rows=rows,
+        width=width, dtype=dtype, mode=mode, form=form
+    )  # fmt: skip
     _leave(
         command.profile_kernels(
             operators or [],
