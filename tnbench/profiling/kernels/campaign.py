@@ -295,22 +295,24 @@ class Campaign:
         Processes that are thrown away fill the compilers' caches, as many at a time as there are cores; what
         they found by timing is not kept, for they disturbed each other.
         """
-        names = dict.fromkeys(name for point in points for name in point.implementations)
-        jobs = deque(
-            (name, point.case) for name in names for point in points if name in point.implementations
-        )
-        progress.point = "before the first point"
-        self._show(progress, f"compiling for {len(jobs)} rows side by side")
-        compile_all(self.pool, jobs, self.deadline)
-        tuned: set[str] = set()
+        firsts: dict[tuple[str, str], Point] = {}
+        rest: list[tuple[str, Line]] = []
         for point in sorted(points, key=lambda point: point.floor_bytes):
             shape = {name: size for name, size in point.case["shape"].items() if name not in SIZES}
-            for name, source in point.implementations.items():
-                alike = str((name, {**point.case, "shape": shape}))
-                if source == "peer" and alike not in tuned:
-                    tuned.add(alike)
-                    self._show(progress, f"first calls of {name}")
-                    self._prepare(name, point.case)
+            for name in point.implementations:
+                alike = name, str({**point.case, "shape": shape})
+                if firsts.setdefault(alike, point) is not point:
+                    rest.append((name, point.case))
+        progress.point = "before the first point"
+        self._show(progress, f"compiling for {len(firsts) + len(rest)} rows side by side")
+        # One of each kind first: processes that meet the same kernel at once would all compile it.
+        ones = [(name, point.case) for (name, _), point in firsts.items()]
+        for jobs in (ones, rest):
+            compile_all(self.pool, deque(sorted(jobs, key=lambda job: job[0])), self.deadline)
+        for (name, _), point in firsts.items():
+            if point.implementations[name] == "peer":
+                self._show(progress, f"first calls of {name}")
+                self._prepare(name, point.case)
 
     def _prepare(self, name: str, case: Line) -> Answer:
         answer = self._ask(name, "prepare", case=case)
