@@ -10,8 +10,8 @@ An operator takes part by a module `tuning` in its folder:
 | `key(case)` | the row of tuned.json that a case decides on; several cases may share one |
 | `candidates(case)` | configurations to try, dicts that JSON can hold; the same for all cases of a row |
 | `kind(case)` | what the compiled kernels depend on, beside the candidate |
-| `compile(case, candidate)` | runs each kernel once, on a small problem of the case's kind |
-| `measure(case, candidate, repeats)` | median seconds of one call; ArithmeticError if its results are wrong |
+| `compile(case, candidate)` | runs each kernel on a small problem of the kind; ArithmeticError if wrong |
+| `calls(case)` | makes the case's inputs, and gives a function from a candidate to the call to be timed |
 
 Worker processes first run everything once, side by side, which fills the compiler's cache; then one process
 measures. A row takes the candidate with the least geometric mean, over its cases, of the time relative to
@@ -27,17 +27,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tnbench.errors import RequestError
 from tnbench.kernels.parts import part
 
 FINALISTS = 4  # measured again, with more repeats
+TOLERANCE = 4e-3  # relative, bf16: one rounding of the result, doubled
 
 
 def main() -> None:
@@ -104,18 +106,19 @@ def _prepare(tuning: ModuleType, part: int, parts: int) -> None:
 
 
 def _measure(tuning: ModuleType, target: Path, deadline: float) -> None:
+    checked: set[str] = set()
     for name, cases in rows(tuning).items():
         if time.time() > deadline:
             print(f"out of time before {name}")
             return
         choices = tuning.candidates(cases[0])
-        scores = _scores(tuning, cases, choices, 5, deadline)
+        scores = _scores(tuning, cases, choices, 5, deadline, checked)
         finalists = sorted(scores, key=lambda i: scores[i])[:FINALISTS]
         if not finalists:
             print(f"{name}: nothing could be measured")
             continue
         chosen = [choices[i] for i in finalists]
-        again = _scores(tuning, cases, chosen, 15, deadline) or {0: 0.0}
+        again = _scores(tuning, cases, chosen, 15, deadline, checked) or {0: 0.0}
         best = chosen[min(again, key=lambda i: again[i])]
         known = json.loads(target.read_text()) if target.exists() else {}
         known[name] = best
@@ -124,18 +127,24 @@ def _measure(tuning: ModuleType, target: Path, deadline: float) -> None:
 
 
 def _scores(
-    tuning: ModuleType, cases: list[dict], choices: list[dict], repeats: int, deadline: float
+    tuning: ModuleType, cases: list[dict], choices: list[dict], repeats: int, deadline: float,
+    checked: set[str],
 ) -> dict[int, float]:  # fmt: skip
     """Mean logarithm of the time relative to the best of each case, for candidates that are right in all of
-    them."""
+    them. `checked`: kinds and candidates that were found right before."""
     sums = dict.fromkeys(range(len(choices)), 0.0)
     for case in cases:
         seconds: dict[int, float] = {}
+        calls = tuning.calls(case)
         for i in list(sums):
             if time.time() > deadline:
                 return {}
             try:
-                seconds[i] = tuning.measure(case, choices[i], repeats)
+                name = f"{tuning.kind(case)} {choices[i]}"
+                if name not in checked:
+                    tuning.compile(case, choices[i])
+                    checked.add(name)
+                seconds[i] = graph_seconds(calls(choices[i]), repeats)
             except Exception as error:
                 print(
                     f"{case} {json.dumps(choices[i])}: {type(error).__name__}: {str(error)[:200]}", flush=True
@@ -146,6 +155,14 @@ def _scores(
             for i, value in seconds.items():
                 sums[i] += math.log(value / best) / len(cases)
     return sums
+
+
+def require_right(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
+    """Raises ArithmeticError where a result is off by more than TOLERANCE of its norm."""
+    for got, want in zip(found, wanted, strict=True):
+        off = float((got.double() - want).norm() / want.norm())
+        if not off < TOLERANCE:
+            raise ArithmeticError(f"wrong by {off:.1e}")
 
 
 def graph_seconds(run: Callable[[], Any], repeats: int) -> float:

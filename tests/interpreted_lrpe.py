@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from triton_processes import poison
 
 from tnbench.kernels.lrpe import rotate, triton_op
 from tnbench.kernels.lrpe.configurations import Configuration, candidates, configuration
@@ -24,11 +25,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs begin as NaN: what a kernel leaves unwritten shows."""
-    empty = torch.empty
-    monkeypatch.setattr(triton_op.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-    like = torch.empty_like
-    monkeypatch.setattr(triton_op.torch, "empty_like", lambda *a, **k: like(*a, **k).fill_(float("nan")))
+    poison(monkeypatch)
 
 
 def outcome(

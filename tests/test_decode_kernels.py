@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from decode_cases import STEPS, decode_case, relative
+from triton_processes import interpreted, python
 
 from tnbench.kernels.compiled import SHARED
 from tnbench.kernels.decode_step import FEATURE_MAPS, configurations, decode_step
@@ -20,30 +17,17 @@ from tnbench.kernels.linear_attention import linear_attention
 from tnbench.kernels.linear_attention.lightning1 import blocks, lightning1
 from tnbench.kernels.lrpe import rotate
 
-TESTS = Path(__file__).parent
-
-
-def process(*command: str, interpret: bool) -> subprocess.CompletedProcess[str]:
-    """Triton reads TRITON_INTERPRET when kernels are imported: each kind of test has a process of its own."""
-    path = os.pathsep.join([str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1" if interpret else "0"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=TESTS, env=environment, capture_output=True, text=True
-    )
-
 
 @pytest.mark.parametrize("only", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(only: str):
-    pytest.importorskip("triton")
-    done = process("-m", "pytest", "-n", "0", "-m", only, "interpreted_decode.py", interpret=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpreted(only, "interpreted_decode.py")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiled_kernels_keep_everything_in_registers(capability: int):
     pytest.importorskip("triton")
-    done = process("compiled_decode.py", str(capability), interpret=False)
+    done = python("compiled_decode.py", str(capability), interpret=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) >= 40

@@ -2,46 +2,22 @@
 not here."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from triton_processes import interpreted, python
 
 pytest.importorskip("triton")
-HERE = Path(__file__).parent
-
-
-def python(*command: str, interpret: bool, seconds: int) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"}
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=HERE,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-
-
-def interpreted(marks: str, seconds: int) -> None:
-    options = ("-q", "-x", "-n", "0", "-m", marks, "-p", "no:cacheprovider", "-o", "timeout=0")
-    done = python("pytest", *options, "interpreted_linear_attention.py", interpret=True, seconds=seconds)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+FILE = "interpreted_linear_attention.py"
 
 
 def test_interpreted():
-    interpreted("not slow", 200)
+    interpreted("not slow", FILE, seconds=200)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_interpreted_over_more_shapes():
-    interpreted("slow", 1400)
+    interpreted("slow", FILE, seconds=1400)
 
 
 def test_rows_are_copied_where_descriptors_could_not_read_them():
@@ -61,7 +37,7 @@ def test_rows_are_copied_where_descriptors_could_not_read_them():
 
 def compiled(capability: int, *dims: int) -> None:
     """No spills, shared memory within the chip, and the chip's own matrix instructions."""
-    command = ("tnbench.kernels.compiled", "linear_attention", str(capability), *(str(d) for d in dims))
+    command = ("-m", "tnbench.kernels.compiled", "linear_attention", str(capability), *(str(d) for d in dims))
     done = python(*command, interpret=False, seconds=1000)
     assert done.returncode == 0, done.stderr[-4000:]
     from tnbench.kernels.compiled import SHARED

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from triton_processes import interpreted, python
 
 from tnbench.kernels import lrpe
 from tnbench.kernels.compiled import SHARED
@@ -25,24 +22,10 @@ from tnbench.kernels.normalisation.configurations import (
     tuned,
 )
 
-TESTS = Path(__file__).parent
-
-
-def process(*command: str, interpret: bool) -> subprocess.CompletedProcess[str]:
-    """Triton reads TRITON_INTERPRET when kernels are imported: each kind of test has a process of its own."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1" if interpret else "0"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=TESTS, env=environment, capture_output=True, text=True
-    )
-
 
 @pytest.mark.parametrize("only", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(only: str):
-    pytest.importorskip("triton")
-    files = ("interpreted_norms.py", "interpreted_lrpe.py")
-    done = process("-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", only, *files, interpret=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpreted(only, "interpreted_norms.py", "interpreted_lrpe.py")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +39,7 @@ def test_kernels_in_the_interpreter(only: str):
 )
 def test_compiled_kernels_spill_nothing_and_read_16_bytes(capability: int, every: str):
     pytest.importorskip("triton")
-    done = process("compiled_norms.py", str(capability), every, interpret=False)
+    done = python("compiled_norms.py", str(capability), every, interpret=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) >= (60 if every else 5)

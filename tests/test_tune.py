@@ -23,19 +23,19 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     }
     module = ModuleType("tnbench.kernels.made_up.tuning")
 
-    def measure(case: dict, candidate: dict, repeats: int) -> float:
+    def compile(case: dict, candidate: dict) -> None:
         if candidate["n"] == 4:
             raise ArithmeticError("wrong by 1e-1")
-        return seconds[case["row"], case["size"]][candidate["n"]] / repeats
 
     module.__dict__.update(
         cases=lambda: [{"row": row, "size": size} for row, size in seconds],
         key=lambda case: case["row"],
         kind=lambda case: {},
         candidates=lambda case: [{"n": n} for n in (1, 2, 3, 4)],
-        compile=lambda case, candidate: None,
-        measure=measure,
+        compile=compile,
+        calls=lambda case: lambda candidate: lambda: seconds[case["row"], case["size"]][candidate["n"]],
     )
+    monkeypatch.setattr(tune, "graph_seconds", lambda run, repeats: run() / repeats)
     monkeypatch.setitem(sys.modules, "tnbench.kernels.made_up", ModuleType("tnbench.kernels.made_up"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module

@@ -12,8 +12,7 @@ from torch import Tensor
 from tnbench.kernels.decode_step import configurations, decode_step, triton_op
 from tnbench.kernels.decode_step.configurations import FULL, Configuration
 from tnbench.kernels.devices import machine
-from tnbench.kernels.normalisation.tuning import TOLERANCE
-from tnbench.kernels.tune import graph_seconds
+from tnbench.kernels.tune import require_right
 
 Case = dict[str, Any]
 
@@ -73,10 +72,7 @@ def compile(case: Case, candidate: dict[str, int]) -> None:
     """On few states. Raises ArithmeticError if the results are wrong."""
     given = problem(2, 3, case["rows"], case["columns"])
     found = call(given, Configuration(**candidate))(), given[4]
-    for got, want in zip(found, _wanted(case["rows"], case["columns"]), strict=True):
-        off = float((got.double() - want).norm() / want.norm())
-        if not off < TOLERANCE:
-            raise ArithmeticError(f"wrong by {off:.1e}")
+    require_right(found, _wanted(case["rows"], case["columns"]))
 
 
 @lru_cache(1)
@@ -86,18 +82,6 @@ def _wanted(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return call(exact, None)(), exact[4]
 
 
-_checked: set[str] = set()
-_held: dict[str, tuple[Tensor, ...]] = {}
-
-
-def measure(case: Case, candidate: dict[str, int], repeats: int) -> float:
-    """Median seconds of a CUDA graph with a cold L2."""
-    name = f"{kind(case)} {candidate}"
-    if name not in _checked:
-        compile(case, candidate)
-        _checked.add(name)
-    place = str(case)
-    if place not in _held:
-        _held.clear()
-        _held[place] = problem(case["batch"], case["heads"], case["rows"], case["columns"])
-    return graph_seconds(call(_held[place], Configuration(**candidate)), repeats)
+def calls(case: Case) -> Callable[[dict[str, int]], Callable[[], Tensor]]:
+    given = problem(case["batch"], case["heads"], case["rows"], case["columns"])
+    return lambda candidate: call(given, Configuration(**candidate))

@@ -16,7 +16,6 @@ from tnbench.kernels.linear_attention.configurations import Configuration, Launc
 from tnbench.kernels.linear_attention.configurations import key as row
 from tnbench.kernels.linear_attention.reference import quadratic
 from tnbench.kernels.linear_attention.triton_op import _backward, _forward
-from tnbench.kernels.tune import graph_seconds
 
 Case = dict[str, Any]
 TOLERANCE = 5e-3  # relative, worst head, bf16
@@ -118,19 +117,11 @@ def _wanted(dim: int, time: int) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, do)]
 
 
-_checked: set[str] = set()
-_held: dict[str, tuple[Tensor, ...]] = {}
+def calls(case: Case) -> Callable[[dict], Callable[[], tuple[Tensor, ...]]]:
+    run = call(case, problem(case))
 
+    def chosen(candidate: dict) -> Callable[[], tuple[Tensor, ...]]:
+        plans.override = from_json(candidate)
+        return run
 
-def measure(case: Case, candidate: dict, repeats: int) -> float:
-    """Median seconds of a CUDA graph with a cold L2."""
-    name = f"{kind(case)} {candidate}"
-    if name not in _checked:
-        compile(case, candidate)
-        _checked.add(name)
-    place = str({**case, "training": None})
-    if place not in _held:
-        _held.clear()
-        _held[place] = problem(case)
-    plans.override = from_json(candidate)
-    return graph_seconds(call(case, _held[place]), repeats)
+    return chosen

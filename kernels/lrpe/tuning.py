@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch import Tensor
 from tnbench.kernels.devices import machine
 from tnbench.kernels.lrpe import configurations, reference, triton_op
 from tnbench.kernels.lrpe.configurations import Configuration
-from tnbench.kernels.normalisation.tuning import TOLERANCE
-from tnbench.kernels.tune import graph_seconds
+from tnbench.kernels.tune import require_right
 
 Case = dict[str, Any]
 HEAD_DIM = 128
@@ -59,10 +59,7 @@ def call(direction: str, given: tuple[Tensor, ...], chosen: Configuration) -> li
 def compile(case: Case, candidate: dict[str, int]) -> None:
     """On few tokens. Raises ArithmeticError if the results are wrong."""
     found = call(case["direction"], problem(2, 301, 8), Configuration(**candidate))
-    for got, want in zip(found, _wanted(case["direction"]), strict=True):
-        off = float((got.double() - want).norm() / want.norm())
-        if not off < TOLERANCE:
-            raise ArithmeticError(f"wrong by {off:.1e}")
+    require_right(found, _wanted(case["direction"]))
 
 
 @lru_cache(1)
@@ -74,19 +71,6 @@ def _wanted(direction: str) -> list[Tensor]:
     return list(torch.autograd.grad(out, (q, k, theta), [x.detach() for x in incoming]))
 
 
-_checked: set[str] = set()
-_held: dict[str, tuple[Tensor, ...]] = {}
-
-
-def measure(case: Case, candidate: dict[str, int], repeats: int) -> float:
-    """Median seconds of a CUDA graph with a cold L2."""
-    name = f"{kind(case)} {candidate}"
-    if name not in _checked:
-        compile(case, candidate)
-        _checked.add(name)
-    place = str(case)
-    if place not in _held:
-        _held.clear()
-        _held[place] = problem(case["batch"], case["time"], case["heads"])
-    given = _held[place]
-    return graph_seconds(lambda: call(case["direction"], given, Configuration(**candidate)), repeats)
+def calls(case: Case) -> Callable[[dict[str, int]], Callable[[], list[Tensor]]]:
+    given = problem(case["batch"], case["time"], case["heads"])
+    return lambda candidate: lambda: call(case["direction"], given, Configuration(**candidate))

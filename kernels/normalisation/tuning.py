@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +12,9 @@ from torch import Tensor
 from tnbench.kernels.devices import machine
 from tnbench.kernels.normalisation import configurations, reference, triton_op
 from tnbench.kernels.normalisation.configurations import OPERATIONS, SUMMING, Configuration
-from tnbench.kernels.tune import graph_seconds
+from tnbench.kernels.tune import require_right
 
 Case = dict[str, Any]
-TOLERANCE = 4e-3  # relative, bf16: one rounding of the result, doubled
 LARGEST = 1 << 28  # elements of a tensor
 
 
@@ -73,10 +73,7 @@ def compile(case: Case, candidate: dict[str, int]) -> None:
     """On few rows. Raises ArithmeticError if the results are wrong."""
     operation, width = case["operation"], case["width"]
     found = call(operation, problem(operation, 643, width), Configuration(**candidate))
-    for got, want in zip(found, _wanted(operation, width), strict=True):
-        off = float((got.double() - want).norm() / want.norm())
-        if not off < TOLERANCE:
-            raise ArithmeticError(f"wrong by {off:.1e}")
+    require_right(found, _wanted(operation, width))
 
 
 @lru_cache(1)
@@ -98,19 +95,6 @@ def _wanted(operation: str, width: int) -> list[Tensor]:
     return [dx if residual is None else dx + residual.detach(), *others]
 
 
-_checked: set[str] = set()
-_held: dict[str, tuple[Tensor | None, ...]] = {}
-
-
-def measure(case: Case, candidate: dict[str, int], repeats: int) -> float:
-    """Median seconds of a CUDA graph with a cold L2."""
-    name = f"{kind(case)} {candidate}"
-    if name not in _checked:
-        compile(case, candidate)
-        _checked.add(name)
-    place = str(case)
-    if place not in _held:
-        _held.clear()
-        _held[place] = problem(case["operation"], case["rows"], case["width"])
-    given = _held[place]
-    return graph_seconds(lambda: call(case["operation"], given, Configuration(**candidate)), repeats)
+def calls(case: Case) -> Callable[[dict[str, int]], Callable[[], list[Tensor]]]:
+    given = problem(case["operation"], case["rows"], case["width"])
+    return lambda candidate: lambda: call(case["operation"], given, Configuration(**candidate))

@@ -22,22 +22,6 @@ STYLES = {"finished": "green", "diverged": "yellow", "out_of_memory": "yellow", 
 LEGEND = "● finished  ◐ running  ◌ running elsewhere  ○ waiting  ✗ diverged or out of memory  ! failed"
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`, `3.2 days`.
-
-    >>> duration(200), duration(7500)
-    ('3 min 20 s', '2 h 5 min')
-    """
-    whole = max(0, round(seconds))
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 2 * 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole / 86400:.1f} days"
-
-
 def plan_table(
     suite: Suite, outcomes: dict[str, str], seconds: dict[str, float | None] | None = None
 ) -> Table:
@@ -69,7 +53,7 @@ def plan_table(
         ]
         if seconds is not None:
             estimate = seconds[variant.name]
-            cells.append("not estimated" if estimate is None else f"about {duration(estimate)}")
+            cells.append("not estimated" if estimate is None else f"about {words.duration(estimate)}")
         if suite.file.match:
             cells.append(words.percent(variant.matched.residual) if variant.matched else "base")
         table.add_row(*cells)
@@ -144,8 +128,8 @@ class Watcher:
         value = self.values[run.folder.id]
         result = f"{value:.4f} {self.metric.unit}" if outcome == "finished" else outcome.replace("_", " ")
         left = ledger.seconds_left()
-        rest = f", about {duration(left)} left" if left and ledger.work_left() else ""
-        took = duration(time.monotonic() - self.began[run.folder.id])
+        rest = f", about {words.duration(left)} left" if left and ledger.work_left() else ""
+        took = words.duration(time.monotonic() - self.began[run.folder.id])
         count = f"[{len(ledger.outcomes)}/{len(ledger.planned)}]"
         self.console.print(
             f"{count} {run.variant.name}{_purpose(run)}, seed {run.seed}: {result} ({took}{rest})",
@@ -159,7 +143,7 @@ class Watcher:
         if ledger.interrupted:
             heading += ", stopping: writing checkpoints"
         elif left is not None and ledger.work_left():
-            heading += f", about {duration(left)} left"
+            heading += f", about {words.duration(left)} left"
         table = Table(title=heading, title_justify="left", box=None, header_style="bold", caption=LEGEND)
         for name in ("variant", "seeds", "running"):
             table.add_column(name)

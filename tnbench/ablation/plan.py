@@ -43,7 +43,7 @@ def _missing(
     times = [seconds[name] for name in missing]
     if None in times:
         return f"{len(missing)} runs are missing"
-    rough = display.duration(sum(time for time in times if time) / max(count, 1))
+    rough = words.duration(sum(time for time in times if time) / max(count, 1))
     return f"{len(missing)} runs are missing: about {rough} of training with {count} at a time"
 
 

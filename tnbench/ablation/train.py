@@ -13,12 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tnbench.ablation import leases
 from tnbench.ablation.command import INTERRUPTED, chosen_device
-from tnbench.ablation.display import duration
 from tnbench.config import RunConfig, run_id
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, read_metrics, require_writable, source_hash
+from tnbench.report.words import duration
 from tnbench.resolution import resolve
 from tnbench.training import loop
 from tnbench.training.environment import require_device

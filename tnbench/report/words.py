@@ -25,6 +25,22 @@ def decimals(half_width: float) -> int:
     return max(0, 1 - int(f"{half_width:.1e}".partition("e")[2]))
 
 
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`, `3.2 days`.
+
+    >>> duration(200), duration(7500)
+    ('3 min 20 s', '2 h 5 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / 86400:.1f} days"
+
+
 def places_of(interval: Interval) -> int:
     """Decimal places of a difference: those of its half width, or more where an end would look like zero.
 

@@ -21,6 +21,7 @@ from tnbench.profiling.kernels.rows import shape_words
 from tnbench.profiling.kernels.store import Records, RecordsError, Store, slug
 from tnbench.profiling.kernels.table import LEGEND, summary_lines, terminal
 from tnbench.records import command_line, provenance
+from tnbench.report.words import duration
 
 INTERRUPTED = 130
 TIMES = (20, 0.05)
@@ -215,7 +216,7 @@ def _show_plan(
     rows = sum(len(point.implementations) for point in missing)
     console.print(
         f"{machine}: {len(missing)} of {len(points)} points to measure, {rows} rows, "
-        f"at least {_duration(seconds)} of timing; preparing and judging each row comes on top, "
+        f"at least {duration(seconds)} of timing; preparing and judging each row comes on top, "
         "and peers that tune themselves take minutes",
         highlight=False,
         soft_wrap=True,
@@ -249,16 +250,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = max(0, round(seconds))
-    if whole < 120:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-    )
-
-
 class Watcher:
     """Shows a campaign: one line that changes on a terminal, a line per point elsewhere."""
 
@@ -279,7 +270,7 @@ class Watcher:
     def __call__(self, progress: Progress) -> None:
         """Show where the campaign stands."""
         left = progress.seconds_left()
-        rest = f", about {_duration(left)} left" if left else ""
+        rest = f", about {duration(left)} left" if left else ""
         head = f"[{progress.done}/{progress.points}]"
         if self.status:
             self.status.update(f"{head} {progress.point}: {progress.doing}{rest}")
