@@ -18,6 +18,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST = 80
 """Compute capability from which the kernels are compiled and tested (80: A100)."""
 
+quick_launches = True
+"""Whether kernels may be launched past Triton's own launcher, whose hooks then see nothing of it."""
+
 _log = logging.getLogger("tnbench")
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -35,6 +35,27 @@ def test_rows_are_copied_where_descriptors_could_not_read_them():
         assert torch.equal(copy, y)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_kept_launches_are_left_alone_while_launches_are_watched(quick: bool, monkeypatch):
+    import torch
+
+    from tnbench.kernels import devices
+    from tnbench.kernels.linear_attention import plans
+
+    class Taken(Exception):
+        pass
+
+    def taken(*arguments):
+        raise Taken
+
+    monkeypatch.setattr(devices, "quick_launches", quick)
+    plan = plans.Plan.__new__(plans.Plan)
+    plan.ready = type("Kept", (dict,), {"get": taken})()
+    plan._arguments = (lambda *arguments: pytest.fail("Triton was asked")) if quick else taken
+    with pytest.raises(Taken):
+        plan._launch("outputs", (torch.zeros(1, 1, 1, 16),), (), 1.0)
+
+
 def compiled(capability: int, *dims: int) -> None:
     """No spills, shared memory within the chip, and the chip's own matrix instructions."""
     command = ("-m", "tnbench.kernels.compiled", "linear_attention", str(capability), *(str(d) for d in dims))

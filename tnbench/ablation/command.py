@@ -19,7 +19,7 @@ from tnbench.errors import RequestError
 from tnbench.records import require_writable
 from tnbench.report import terminal_table, write_reports
 from tnbench.report.results import Frame
-from tnbench.training.environment import require_device
+from tnbench.training.environment import require_device, say_fall_back
 
 INTERRUPTED = 130
 
@@ -73,6 +73,8 @@ def ablate(
     if mode == "run":
         console.print(display.plan_table(suite, ended_outcomes(suite)))
         console.print(display.plan_line(suite), "", sep="\n", highlight=False)
+        for variant in suite.variants:
+            say_fall_back(variant.config)
         with display.Watcher(suite, console) as watcher:
             ledger = execute(suite, workers=workers, keep_weights=keep == "weights", watch=watcher)
     return _report(suite, ledger, console)

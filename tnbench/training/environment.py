@@ -29,19 +29,20 @@ def require_device(config: RunConfig) -> torch.device:
         raise RequestError("training.device = cuda: torch sees no GPU here; use training.device=cpu")
     device = torch.device(training.device)
     reason = devices.obstacle(torch.empty(0, device=device))
-    if reason is not None:
-        if config.model.implementation == "triton":
-            raise RequestError(
-                f"model.implementation = triton: {reason}; set model.implementation=auto or chunked"
-            )
-        if config.model.implementation == "auto" and _linear(config):
-            devices.fall_back("linear_attention", "chunked", reason)
+    if config.model.implementation == "triton" and reason is not None:
+        raise RequestError(
+            f"model.implementation = triton: the kernels cannot run here, {reason}; set auto or chunked"
+        )
     return device
 
 
-def _linear(config: RunConfig) -> bool:
+def say_fall_back(config: RunConfig) -> None:
+    """Says, once, where `auto` does without the Triton kernels; for runs in processes that say nothing."""
     mixers = (registry.find("mixer", component.name).target for component in config.model.mixer)
-    return any(isinstance(mixer, type) and issubclass(mixer, LinearMixer) for mixer in mixers)
+    linear = any(isinstance(mixer, type) and issubclass(mixer, LinearMixer) for mixer in mixers)
+    reason = devices.obstacle(torch.empty(0, device=config.training.device))
+    if linear and config.model.implementation == "auto" and reason is not None:
+        devices.fall_back("linear_attention", "chunked", reason)
 
 
 @contextmanager

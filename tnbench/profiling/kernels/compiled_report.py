@@ -23,6 +23,8 @@ def report(call: Callable[[], object]) -> list[dict[str, Any]] | None:
         from triton.compiler import CompiledKernel
     except ImportError:
         return None
+    from tnbench.kernels import devices
+
     launched: list[int] = []
 
     def enter(metadata: Any) -> None:
@@ -33,10 +35,12 @@ def report(call: Callable[[], object]) -> list[dict[str, Any]] | None:
     before = knobs.runtime.launch_enter_hook
     try:
         knobs.runtime.launch_enter_hook = enter  # pyright: ignore[reportAttributeAccessIssue]
+        devices.quick_launches = False
         call()
     except (AttributeError, TypeError):
         return None
     finally:
+        devices.quick_launches = True
         knobs.runtime.launch_enter_hook = before
     kernels = {}
     for found in gc.get_objects():
