@@ -11,7 +11,7 @@ from torch import Tensor
 from tnbench.profiling.kernels.cases import Case
 from tnbench.profiling.kernels.implementations.bound import Bound, Inputs, Unsupported, normal
 
-LONGEST_RECURRENT = 512
+LONGEST_RECURRENT = 256
 LONGEST_COMPILED = 1 << 15
 
 

@@ -34,7 +34,7 @@ class LinearAttention(Operator):
             "batch_heads": ((1, 4),),
             "head_dim": (64,),
             "decay": ("geometric",),
-            "length": (128, 256, 512, 1024),
+            "length": (256, 512, 1024),
         },
     }
     implementations = (
