@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -26,7 +25,7 @@ from pydantic import (
 )
 
 from tnbench import registry
-from tnbench.errors import RequestError, nearest
+from tnbench.errors import RequestError, nearest, shortened, shown
 
 NORM_PLACES = ("token_norm", "channel_norm", "inner_norm", "final_norm")
 LONGEST_NAME = 1000
@@ -36,6 +35,13 @@ LABELS = ("preset", "size", "convention")
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _truths(annotation: Any) -> list[bool]:
+    """Which of true and false a field of this type may hold."""
+    if annotation is bool:
+        return [False, True]
+    return [item for item in get_args(annotation) if isinstance(item, bool)]
 
 
 class Strict(BaseModel):
@@ -49,7 +55,7 @@ class Strict(BaseModel):
         """Without this, `width: true` would be a width of 1."""
         for key, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field and field.annotation is not bool:
+            if isinstance(value, bool) and field and value not in _truths(field.annotation):
                 raise RequestError(f"{key} = {str(value).lower()}: true and false are no values for it")
         return values
 
@@ -221,9 +227,12 @@ class TrainingConfig(Strict):
     gradient_clip: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 leaves gradients as they are."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the forward pass under autocast; weights and optimizer stay in fp32."""
-    compile: bool = False
-    """Whether torch.compile is applied to the model."""
+    """`bf16`: activations, the residual stream too, in bf16; weights, optimizer and statistics in fp32."""
+    loss: Literal["auto", "logits", "chunked", "liger"] = "auto"
+    """Cross entropy over all logits at once, in chunks, or by Liger's kernels; `auto`: in chunks where the
+    logits are large and on a GPU."""
+    compile: Literal[False, True, "blocks"] = False
+    """Whether torch.compile is applied to the whole of model and loss, or to each block."""
     activation_checkpointing: bool = False
     """Whether blocks recompute their activations in the backward pass."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -359,7 +368,8 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     if first["type"] == "missing":
         return f"{path} is missing"
     if first["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", ""))
+        expected = first.get("ctx", {}).get("expected", "")
+        known = [a or b.lower() for a, b in re.findall(r"'([^']*)'|\b(True|False)\b", expected)]
         return f"{path} = {shortened(first['input'])}: known: {', '.join(known)}"
     return f"{path} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
@@ -373,28 +383,3 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
 
 def _join(where: str, path: str) -> str:
     return f"{where}.{path}" if where and path else where or path
-
-
-class _Quote(reprlib.Repr):
-    """`repr` of a few elements, so that what refers to itself over and over, as YAML may, ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 12, 12, 12, 12
-        self.maxstring = self.maxother = 130
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Python itself refuses to print integers of thousands of digits."""
-        return repr(x) if abs(x) < 10**40 else f"an integer of about {round(0.30103 * x.bit_length())} digits"
-
-
-def shortened(value: Any) -> str:
-    """A value as it is quoted in a message, at most 60 characters of it."""
-    text = _Quote().repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def shown(name: Any) -> str:
-    """A key or name as it stands in a message: quoted and shortened only where it has to be."""
-    plain = isinstance(name, str) and len(name) <= 60 and name.isprintable()
-    return name if plain else shortened(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RequestError(ValueError):
@@ -23,3 +25,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return "known: " + ", ".join(known) if known else "none is known"
+
+
+class _Quote(reprlib.Repr):
+    """`repr` of a few elements, so that what refers to itself over and over, as YAML may, ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 12, 12, 12, 12
+        self.maxstring = self.maxother = 130
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python itself refuses to print integers of thousands of digits."""
+        return repr(x) if abs(x) < 10**40 else f"an integer of about {round(0.30103 * x.bit_length())} digits"
+
+
+def shortened(value: Any) -> str:
+    """A value as it is quoted in a message, at most 60 characters of it."""
+    text = _Quote().repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def shown(name: Any) -> str:
+    """A key or name as it stands in a message: quoted and shortened only where it has to be."""
+    plain = isinstance(name, str) and len(name) <= 60 and name.isprintable()
+    return name if plain else shortened(name)

@@ -13,7 +13,7 @@ from tnbench.errors import RequestError
 from tnbench.model.feature_maps import FeatureMap
 from tnbench.model.mixers.base import PARTS, Parts, TokenMixer, projection_flops
 from tnbench.model.mixers.linear import LinearMixer
-from tnbench.model.norms import NoNorm
+from tnbench.model.norms import NoNorm, add_norm
 from tnbench.model.positions import NoPosition, Position
 
 
@@ -101,7 +101,12 @@ def compose_mixer(config: ModelConfig, layer: int) -> TokenMixer:
 
 
 class Block(nn.Module):
-    """X ← X + Mixer(Norm(X));  X ← X + Channel(Norm(X))   (arXiv 2307.14995, eq. 9)."""
+    """X ← X + Mixer(Norm(X));  X ← X + Channel(Norm(X))   (arXiv 2307.14995, eq. 9).
+
+    The last sum is left to the norm that comes next, of the block above or of the output layer, which does
+    it in the same pass (`tnbench.model.norms.add_norm`): a block takes and gives the stream X in two parts,
+    x + branch.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -110,16 +115,29 @@ class Block(nn.Module):
         self.channel_norm = build("norm", config.channel_norm, config.width)
         self.channel_mixer = build("channel", config.channel, config.width, config.channel_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) to the same shape."""
-        x = x + self.token_mixer(self.token_norm(x))
-        return x + self.channel_mixer(self.channel_norm(x))
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """X = x + branch, both (batch, time, width), to X in the same form; no branch stands for 0."""
+        y, x = add_norm(self.token_norm, x, branch)
+        y, x = add_norm(self.channel_norm, x, self.token_mixer(y))
+        return x, self.channel_mixer(y)
 
-    def extend(self, x: Tensor, state: Any, start: int) -> tuple[Tensor, Any]:
-        """Continue from a state of the token mixer."""
-        mixed, state = self.token_mixer.extend(self.token_norm(x), state, start)
-        x = x + mixed
-        return x + self.channel_mixer(self.channel_norm(x)), state
+    def extend(self, x: Tensor, branch: Tensor | None, state: Any, start: int) -> tuple[Tensor, Tensor, Any]:
+        """`forward` for tokens start, start + 1, …, from a state of the token mixer, and the next state."""
+        y, x = add_norm(self.token_norm, x, branch)
+        mixed, state = self.token_mixer.extend(y, state, start)
+        y, x = add_norm(self.channel_norm, x, mixed)
+        return x, self.channel_mixer(y), state
+
+    def decode(
+        self, x: Tensor, branch: Tensor | None, state: Any, position: Tensor, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` for one token, (batch, width), from an allocated state, which is changed where it lies.
+
+        `position` and `tokens` as in `TokenMixer.decode`.
+        """
+        y, x = add_norm(self.token_norm, x, branch)
+        y, x = add_norm(self.channel_norm, x, self.token_mixer.decode(y, state, position, tokens))
+        return x, self.channel_mixer(y)
 
     def flops_per_token(self, context: int) -> float:
         """Forward FLOPs of the matrix products per token, the mean over decoding `context` tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,9 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tnbench import registry
 from tnbench.config import ModelConfig
+from tnbench.kernels.linear_attention import AUTOCAST
 from tnbench.model.block import Block, build, check_composition
 from tnbench.model.decays import LearnedDecay
+from tnbench.model.norms import add_norm
 from tnbench.model.positions import NoPosition, Position
+
+BlockCall = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(block, x, branch) → (x, branch): how a block is computed."""
 
 
 @dataclass
@@ -27,6 +33,10 @@ class State:
     """Tokens seen."""
     layers: list[Any]
     """The token mixers' states."""
+    position: Tensor | None = None
+    """`tokens` once more, (1,) int64 on the device: only of a state that is written where it lies."""
+    capacity: int | None = None
+    """The most tokens that the state can hold; None for any number."""
 
 
 class LanguageModel(nn.Module):
@@ -81,25 +91,50 @@ class LanguageModel(nn.Module):
         """The blocks, from the bottom."""
         return cast(list[Block], list(self.blocks))
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer's matrix, (vocabulary, width): the embedding's own where they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def _embed(self, tokens: Tensor, start: int | Tensor) -> Tensor:
         x = self.embedding(tokens)
         if self.config.scale_embeddings:
             x = x * math.sqrt(self.config.width)
-        return self.position.embed(x, start)
+        x = self.position.embed(x, start)
+        device = x.device.type
+        if device in AUTOCAST and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))  # the stream keeps the dtype that it begins with
+        return x
 
-    def _logits(self, x: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.final_norm(x), weight)
+    def apply_block(self, block: nn.Module, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One block, of which the backward pass recomputes the activations if that is asked for.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (batch, time, vocabulary) for tokens (batch, time)."""
-        x = self._embed(tokens, 0)
+        Shapes as in `Block.forward`.
+        """
+        if self.activation_checkpointing and self.training:
+            x = x if branch is None else x + branch  # one tensor is kept in place of two
+            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+        return block(x, branch)
+
+    def hidden(self, tokens: Tensor, *, apply: BlockCall | None = None) -> Tensor:
+        """What the output layer multiplies: the last block's stream after the final norm.
+
+        Args:
+            tokens: (batch, time).
+            apply: computes a block in place of `apply_block`, which it may be a compiled form of.
+
+        Returns:
+            (batch, time, width), in the residual stream's dtype.
+        """
+        apply = apply or self.apply_block
+        x, branch = self._embed(tokens, 0), None
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self._logits(x)
+            x, branch = apply(block, x, branch)
+        return add_norm(self.final_norm, x, branch)[0]
+
+    def forward(self, tokens: Tensor, *, apply: BlockCall | None = None) -> Tensor:
+        """Logits (batch, time, vocabulary) for tokens (batch, time); `apply` as in `hidden`."""
+        return F.linear(self.hidden(tokens, apply=apply), self.output_weight)
 
     def initial_state(self, batch: int) -> State:
         """The state before the first token."""
@@ -107,15 +142,33 @@ class LanguageModel(nn.Module):
         mixers = [block.token_mixer for block in self.blocks]
         return State(0, [mixer.initial_state(batch, weight) for mixer in mixers])  # type: ignore[operator]
 
-    def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits for tokens (batch, time) that follow on `state` (default: none), and the next state."""
+    def prefill(
+        self, tokens: Tensor, state: State | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, State]:
+        """Logits for tokens (batch, time) that follow on `state` (default: none), and the next state.
+
+        With `last_only`, logits (batch, 1, vocabulary) of the last token alone. A state from `allocate` is
+        written where it lies and returned itself.
+
+        Raises:
+            ValueError: tokens beyond its capacity, or beyond the learned positions.
+        """
         state = state or self.initial_state(tokens.shape[0])
-        x = self._embed(tokens, state.tokens)
+        self.require_room(state, tokens.shape[1])
+        x, branch = self._embed(tokens, state.tokens), None
         layers = []
-        for block, layer_state in zip(self.blocks, state.layers, strict=True):
-            x, layer_state = block.extend(x, layer_state, state.tokens)  # type: ignore[operator]
+        for block, layer_state in zip(self.layers, state.layers, strict=True):
+            x, branch, layer_state = block.extend(x, branch, layer_state, state.tokens)
             layers.append(layer_state)
-        return self._logits(x), State(state.tokens + tokens.shape[1], layers)
+        if last_only:
+            x, branch = x[:, -1:], None if branch is None else branch[:, -1:]
+        logits = F.linear(add_norm(self.final_norm, x, branch)[0], self.output_weight)
+        seen = state.tokens + tokens.shape[1]
+        if state.position is None:
+            return logits, State(seen, layers)
+        state.tokens = seen
+        state.position.fill_(seen)
+        return logits, state
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (batch, vocabulary) for the next token (batch,), and the next state."""
@@ -146,6 +199,66 @@ class LanguageModel(nn.Module):
             if isinstance(module, Position | LearnedDecay | nn.Embedding)
             for parameter, _ in module.named_parameters(recurse=False)
         }
+
+    @property
+    def constant_state(self) -> bool:
+        """Whether an allocated state and the cost of a step are the same for every number of tokens."""
+        return all(block.token_mixer.constant_state for block in self.layers)
+
+    @torch.no_grad()
+    def allocate(self, batch: int, capacity: int) -> State:
+        """The state before the first token, in buffers that `prefill` and `decode` write where they lie.
+
+        Args:
+            batch: sequences.
+            capacity: the most tokens that a sequence will have; models of constant state take any number.
+        """
+        weight = self.embedding.weight
+        layers = [block.token_mixer.allocate(batch, capacity, weight) for block in self.layers]
+        position = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        return State(0, layers, position, None if self.constant_state else capacity)
+
+    @torch.no_grad()
+    def decode(self, token: Tensor, state: State) -> Tensor:
+        """Logits (batch, vocabulary) of what follows on one more token (batch,); `state` is updated in place.
+
+        Args:
+            token: (batch,), on the model's device.
+            state: from `allocate`.
+
+        Raises:
+            ValueError: a state that `allocate` has not made, or one token beyond its capacity or beyond the
+                learned positions.
+        """
+        if state.position is None:
+            raise ValueError("decode updates its state where it lies: it needs one from allocate")
+        self.require_room(state, 1)
+        logits = self.decode_at(token, state.layers, state.position, state.tokens)
+        state.position += 1
+        state.tokens += 1
+        return logits
+
+    def require_room(self, state: State, more: int) -> None:
+        """Raises ValueError if `more` tokens would be beyond the state's capacity or a learned position."""
+        end, limit = state.tokens + more, self.position.limit
+        if limit is not None and end > limit:
+            raise ValueError(f"learned absolute positions end at {limit}, asked for {end}")
+        if state.capacity is not None and end > state.capacity:
+            raise ValueError(f"the state was allocated for {state.capacity} tokens, asked for {end}")
+
+    def decode_at(self, token: Tensor, layers: list[Any], position: Tensor, tokens: int) -> Tensor:
+        """`decode` without its checks and counts, which is what torch.compile and CUDA graphs take.
+
+        Args:
+            token: (batch,).
+            layers: the token mixers' allocated states, changed where they lie.
+            position: (1,) int64 on the device, tokens seen so far.
+            tokens: the same number on the host; without effect in models of constant state.
+        """
+        x, branch = self._embed(token, position), None
+        for block, state in zip(self.layers, layers, strict=True):
+            x, branch = block.decode(x, branch, state, position, tokens)
+        return F.linear(add_norm(self.final_norm, x, branch)[0], self.output_weight)
 
 
 def embedding_position(config: ModelConfig, context: int) -> Position:

@@ -1,8 +1,9 @@
 """Norms over the last dimension. All take `width` and map (…, width) to (…, width).
 
 On a GPU they are the Triton kernels of `tnbench.kernels.normalisation`, elsewhere plain torch. A norm that
-can be fused with a gate has a method `gated(x, u, activation)`; mixers call the function of that name, to
-which any norm may be given.
+can be fused with the sum in front of it has a method `added(x, branch)`, one that can be fused with a gate a
+method `gated(x, u, activation)`. Blocks and mixers call the functions `add_norm` and `gated`, to which any
+norm may be given.
 """
 
 from __future__ import annotations
@@ -21,6 +22,26 @@ Epsilon = Annotated[float, Field(gt=0)]
 Activation = Literal["none", "swish", "sigmoid"]
 
 ACTIVATIONS = {"none": lambda u: u, "swish": F.silu, "sigmoid": F.sigmoid}
+
+
+def add_norm(norm: nn.Module, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """norm(x') and x' = x + branch, in one kernel where the norm and the device have one.
+
+    Args:
+        norm: any norm of x's last dimension.
+        x: the residual stream, (…, width).
+        branch: what is still to be added to it, of x's shape; None: nothing, x' is x.
+
+    Returns:
+        (norm(x'), x').
+    """
+    if branch is None:
+        return norm(x), x
+    fused = getattr(norm, "added", None)
+    if fused is None or not normalisation.takes_kernels(x):
+        total = x + branch
+        return norm(total), total
+    return fused(x, branch)
 
 
 def gated(norm: nn.Module, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
@@ -48,6 +69,9 @@ class SRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return normalisation.norm(x, eps=self.eps)
 
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return normalisation.add_norm(x, branch, eps=self.eps)
+
     def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
         return normalisation.norm(x, gate=u, activation=activation, eps=self.eps)
 
@@ -64,6 +88,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return normalisation.norm(x, weight=self.weight, eps=self.eps)
 
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return normalisation.add_norm(x, branch, weight=self.weight, eps=self.eps)
+
     def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
         return normalisation.norm(x, gate=u, weight=self.weight, activation=activation, eps=self.eps)
 
@@ -79,6 +106,11 @@ class LayerNorm(nn.LayerNorm):
         if not normalisation.takes_kernels(x):
             return super().forward(x).to(x.dtype)
         return normalisation.norm(x, weight=self.weight, bias=self.bias, centred=True, eps=self.eps)
+
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return normalisation.add_norm(
+            x, branch, weight=self.weight, bias=self.bias, centred=True, eps=self.eps
+        )
 
     def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
         return normalisation.norm(

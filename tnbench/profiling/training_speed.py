@@ -27,24 +27,24 @@ from tnbench.records import command_line, now, provenance, require_writable, wri
 from tnbench.resolution import resolve
 from tnbench.statistics import mean_interval
 from tnbench.training.optimizer import adamw
-from tnbench.training.step import optimizer_step
+from tnbench.training.step import objective, optimizer_step
 
 WARM_UP_STEPS = 3
 
 
-def training_step(config: RunConfig, data: TokenData, compiled: bool) -> Callable[[int], float]:
+def training_step(config: RunConfig, data: TokenData) -> Callable[[int], float]:
     """A function that takes one optimizer step (forward, backward, clipping, AdamW) and gives its seconds."""
     training, context = config.training, config.data.context
     torch.manual_seed(training.init_seed)
     model = LanguageModel(config.model, data.vocab_size, context).to(training.device)
-    forward = torch.compile(model, dynamic=False) if compiled else model
+    loss = objective(model, training)
     optimizer = adamw(model, training)
     sequences = training.batch_tokens // context
 
     def step(number: int) -> float:
         batch: Tensor = data.batch(0, number, sequences, context).to(training.device)
         started = time.perf_counter()
-        optimizer_step(model, optimizer, batch, training, forward=forward)
+        optimizer_step(model, optimizer, batch, training, loss=loss)
         if training.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
@@ -63,13 +63,13 @@ def compare(
         config = resolve(
             {"model.preset": preset, "model.size": size, "data.context": context},
             {"training.steps": rounds, "training.batch_tokens": sequences * context},
-            {"training.precision": precision, "training.threads": threads},
+            {"training.precision": precision, "training.compile": compiled, "training.threads": threads},
         )
         data = prepare(config.data)
         with torch.device("meta"):
             counted = LanguageModel(config.model, data.vocab_size, context)
         parameters[preset] = counted.parameter_counts()["non_embedding"]
-        arms[preset, precision, compiled] = training_step(config, data, compiled)
+        arms[preset, precision, compiled] = training_step(config, data)
     seconds: dict[tuple[str, str, bool], list[float]] = {key: [] for key in arms}
     for step in arms.values():
         for number in range(WARM_UP_STEPS):

@@ -16,13 +16,14 @@ from tnbench.config import RunConfig, TrainingConfig
 from tnbench.errors import RequestError
 from tnbench.kernels import devices
 from tnbench.model.mixers.linear import LinearMixer
+from tnbench.training import losses
 
 
 def require_device(config: RunConfig) -> torch.device:
     """The run's device.
 
     Raises:
-        RequestError: it is not there, or the operator's implementation cannot run on it.
+        RequestError: it is not there, or the operator's implementation or the loss cannot run on it.
     """
     training = config.training
     if training.device == "cuda" and not torch.cuda.is_available():
@@ -33,6 +34,7 @@ def require_device(config: RunConfig) -> torch.device:
         raise RequestError(
             f"model.implementation = triton: the kernels cannot run here, {reason}; set auto or chunked"
         )
+    losses.require(training)
     return device
 
 
@@ -77,7 +79,7 @@ def settings(training: TrainingConfig) -> Iterator[dict[str, Any]]:
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """The context of a forward pass: bf16 matrix products for `bf16`, no change for `fp32`."""
+    """The context of a forward pass: bf16 activations for `bf16` (docs/models.md), no change for `fp32`."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -10,8 +10,52 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tnbench.config import TrainingConfig
+from tnbench.model import LanguageModel
+from tnbench.model.lm import BlockCall
+from tnbench.training import losses
 from tnbench.training.environment import autocast
 from tnbench.training.optimizer import clip
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(inputs, targets), both (batch, time), to the mean loss in nats per token, a scalar in fp32."""
+
+
+def objective(model: LanguageModel, training: TrainingConfig) -> Objective:
+    """The loss of a model as a run computes it: in its precision, form of the loss, and compilation.
+
+    `compile: true` is one graph of model and loss, without a break; Liger's loss, which waits for the GPU by
+    itself, stays outside of it. `compile: blocks` compiles what a block does, once for all blocks that differ
+    in their numbers alone, and leaves embedding, final norm and loss as they are.
+
+    Args:
+        model: on the run's device; its mode (`train`, `eval`) and `activation_checkpointing` hold as they are
+            at each call.
+        training: precision, loss, compile, and the size of micro-batches, which `loss: auto` goes by.
+    """
+    form = losses.form(training, model.vocab_size)
+    whole = training.compile is True
+    blocks: BlockCall | None = None
+    if training.compile == "blocks":
+        blocks = torch.compile(model.apply_block, fullgraph=True, dynamic=False)
+
+    def hidden(inputs: Tensor) -> Tensor:
+        with autocast(training.device, training.precision):
+            return model.hidden(inputs, apply=blocks)
+
+    def by_logits(inputs: Tensor, targets: Tensor) -> Tensor:
+        with autocast(training.device, training.precision):
+            logits = model(inputs, apply=blocks) if blocks else model(inputs)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def by_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
+        return losses.chunked_cross_entropy(hidden(inputs), model.output_weight, targets)
+
+    if form == "liger":
+        before = torch.compile(hidden, fullgraph=True, dynamic=False) if whole else hidden
+        fused = losses.liger_cross_entropy()
+        return lambda inputs, targets: fused(before(inputs), model.output_weight, targets)
+    compute = by_logits if form == "logits" else by_chunks
+    return torch.compile(compute, fullgraph=True, dynamic=False) if whole else compute
 
 
 def optimizer_step(
@@ -20,32 +64,34 @@ def optimizer_step(
     batch: Tensor,
     training: TrainingConfig,
     *,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    loss: Objective | None = None,
     micro_sequences: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward over all micro-batches, clipping, and the optimizer's update.
 
+    On a GPU nothing here waits for it.
+
     Args:
-        model: tokens (batch, time) to logits (batch, time, vocabulary).
+        model: a LanguageModel, or with `loss` any module.
         optimizer: over the model's parameters, its learning rate set.
         batch: (sequences, context + 1), on the model's device.
-        training: precision and clipping.
-        forward: the compiled model; by default the model itself.
+        training: clipping, and what `objective` takes.
+        loss: what is minimised, (inputs, targets) to a scalar; by default `objective`, not compiled.
         micro_sequences: sequences per forward and backward pass, a divisor of the batch's; all by default.
 
     Returns:
         The batch's mean loss in nats per token and the gradient norm before clipping: scalars on the device.
     """
+    if loss is None:
+        assert isinstance(model, LanguageModel)
+        loss = objective(model, training.model_copy(update={"compile": False}))
     sequences = len(batch)
     micro = micro_sequences or sequences
     total = torch.zeros((), device=batch.device)
     for tokens in batch.split(micro):
-        with autocast(training.device, training.precision):
-            logits = (forward or model)(tokens[:, :-1])
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-        loss = loss * (micro / sequences)
-        loss.backward()
-        total += loss.detach()
+        share = loss(tokens[:, :-1], tokens[:, 1:]) * (micro / sequences)
+        share.backward()
+        total += share.detach()
     norm = clip(model.parameters(), training.gradient_clip)
     optimizer.step()
     optimizer.zero_grad()

@@ -26,12 +26,14 @@ from tnbench.records import MetricsLog, RunFolder, remove_unfinished
 from tnbench.training import checkpoint
 from tnbench.training.environment import StopRequest
 from tnbench.training.evaluate import evaluate
+from tnbench.training.figures import Figures, InFlight
+from tnbench.training.losses import LARGEST
 from tnbench.training.manifest import Manifest
 from tnbench.training.memory import PeakMemory
 from tnbench.training.optimizer import adamw
 from tnbench.training.schedule import learning_rate
 from tnbench.training.state import State
-from tnbench.training.step import optimizer_step
+from tnbench.training.step import objective, optimizer_step
 
 POINTS = 200
 """The training curve has about 100 to 200 points."""
@@ -69,7 +71,12 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """Builds the model, or takes it up from the run's checkpoint, and trains it to the end."""
+    """Builds the model, or takes it up from the run's checkpoint, and trains it to the end.
+
+    Where a GPU computes, the host reads the figures of a step after it has launched `lag` more, so that the
+    GPU always has work. A step counts (in `state`, records, progress) once its figures are read; evaluations
+    and checkpoints read all of them first.
+    """
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class Trainer:
         progress: Callable[[Progress], None] | None,
         mine: Callable[[], bool],
         micro_sequences: int | None = None,
+        lag: int | None = None,
     ) -> None:
         self.config, self.folder, self.data, self.manifest = config, folder, data, manifest
         self.device, self.stopping, self.progress, self.mine = device, stopping, progress, mine
@@ -100,7 +108,9 @@ class Trainer:
         self.model = LanguageModel(config.model, data.vocab_size, self.context).to(device)
         self.model.activation_checkpointing = training.activation_checkpointing
         self.model.train()
-        self.forward = torch.compile(self.model, dynamic=False) if training.compile else self.model
+        if training.compile:
+            torch._dynamo.reset()  # what earlier runs of this process compiled counts towards a limit
+        self.loss_of = objective(self.model, training)
         self.optimizer = adamw(self.model, training)
         manifest.describe_model(self.model, self.context)
         self.random = self._random_state()
@@ -109,6 +119,8 @@ class Trainer:
         self.metrics = MetricsLog(folder.metrics, text)
         self.micro_sequences = self._micro_batch(micro_sequences)
         self.saved_step, self.saved_at = self.state.step, time.monotonic()
+        self.launched, self.in_flight = self.state.step, InFlight()
+        self.lag = int(device.type == "cuda") if lag is None else lag
         self.loss = math.nan
         self.recent: deque[float] = deque(maxlen=50)
         self.unrecorded: list[float] = []
@@ -124,7 +136,7 @@ class Trainer:
         try:
             self._evaluate_curve()  # a run may have been stopped within an evaluation
             batch = self._batch()
-            while self.state.step < self.steps:
+            while self.launched < self.steps:
                 self._save_if_due()
                 batch = self._step(batch)
                 self._tell("training")
@@ -181,17 +193,15 @@ class Trainer:
 
     def _batch(self) -> Tensor:
         """The windows of the next step, (sequences, context + 1), on their way to the device."""
-        tokens = self.data.batch(
-            self.config.training.data_seed, self.state.step, self.sequences, self.context
-        )
+        tokens = self.data.batch(self.config.training.data_seed, self.launched, self.sequences, self.context)
         if self.device.type == "cuda":
             return tokens.pin_memory().to(self.device, non_blocking=True)
         return tokens
 
     def _step(self, batch: Tensor) -> Tensor:
-        """One optimizer step; gives the batch of the next."""
+        """Launch one optimizer step, and account for those that are done; gives the batch of the next."""
         training, started = self.config.training, time.perf_counter()
-        rate = learning_rate(training, self.state.step)
+        rate = learning_rate(training, self.launched)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total, norm = optimizer_step(
@@ -199,28 +209,36 @@ class Trainer:
             self.optimizer,
             batch,
             training,
-            forward=self.forward,
+            loss=self.loss_of,
             micro_sequences=self.micro_sequences,
         )
-        self.state.step += 1
-        batch = self._batch() if self.state.step < self.steps else batch  # while the GPU works
-        self.loss, gradient_norm = torch.stack([total, norm]).tolist()
-        self._account(time.perf_counter() - started, gradient_norm, rate)
+        self.in_flight.add(total, norm, rate, started)
+        self.launched += 1
+        batch = self._batch() if self.launched < self.steps else batch  # while the GPU works
+        ahead = self.launched < self.steps and self.launched not in self.curve
+        self._catch_up(self.lag if ahead else 0)
         return batch
 
-    def _account(self, seconds: float, gradient_norm: float, rate: float) -> None:
-        state = self.state
-        state.training_seconds += seconds
-        self.recent.append(seconds)
-        self.unrecorded.append(seconds)
-        reason = state.watch.reason(self.loss, gradient_norm, self.data.vocab_size)
+    def _catch_up(self, behind: int = 0) -> None:
+        """Account for the steps that were launched, in their order, but for the last `behind`."""
+        while len(self.in_flight) > behind:
+            figures = self.in_flight.read()
+            self.state.step += 1
+            self._account(figures)
+
+    def _account(self, figures: Figures) -> None:
+        state, self.loss = self.state, figures.loss
+        state.training_seconds += figures.seconds
+        self.recent.append(figures.seconds)
+        self.unrecorded.append(figures.seconds)
+        reason = state.watch.reason(figures.loss, figures.gradient_norm, self.data.vocab_size)
         if reason or state.step in (1, self.steps) or state.step % self.interval == 0:
             typical = statistics.median(self.unrecorded)
             self.unrecorded.clear()
             state.peak_memory_bytes = max(state.peak_memory_bytes, self.memory.read())
-            self._write("train_loss", self.loss, "nats")
-            self._write("gradient_norm", gradient_norm, "1")
-            self._write("learning_rate", rate, "1")
+            self._write("train_loss", figures.loss, "nats")
+            self._write("gradient_norm", figures.gradient_norm, "1")
+            self._write("learning_rate", figures.learning_rate, "1")
             self._write("step_seconds", typical, "s")
             self._write("tokens_per_second", self.config.training.batch_tokens / typical, "tokens/s")
             self._write("peak_memory_bytes", state.peak_memory_bytes, "bytes")
@@ -239,7 +257,7 @@ class Trainer:
         found = evaluate(
             self.model,
             texts,
-            sequences=self.micro_sequences,
+            sequences=self._evaluated_together(),
             device=training.device,
             precision=training.precision,
             between=lambda: self._tell("evaluating"),
@@ -261,6 +279,12 @@ class Trainer:
                 "documents": texts.documents,
                 "values": values,
             }
+
+    def _evaluated_together(self) -> int:
+        """Windows in a forward pass of an evaluation: as in training; on a GPU as their logits have room."""
+        if self.device.type == "cpu":
+            return self.micro_sequences
+        return max(1, min(self.micro_sequences, LARGEST // (self.context * self.data.vocab_size)))
 
     def _write(self, name: str, value: float, unit: str, split: str = "train") -> None:
         step = self.state.step
@@ -287,10 +311,11 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         due = time.monotonic() - self.saved_at >= self.config.training.checkpoint_every
-        if due and self.state.step > self.saved_step:
+        if due and self.launched > self.saved_step:
             self._save()
 
     def _save(self) -> None:
+        self._catch_up()
         assert self._random_state() == self.random, "a component drew random numbers in training"
         self._check_mine()
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, self.memory.read())
