@@ -23,16 +23,29 @@ class Position(nn.Module):
     """Base: no effect, no parameters.
 
     Scores positions are built per layer from (head dim, heads, layer), embedding positions once per model
-    from (width, context).
+    from (width, context). While decoding, `start` is a tensor (1,) of int64 on the device, because a CUDA
+    graph would freeze a number.
     """
 
     place: ClassVar[Literal["nothing", "embedding", "scores"]] = "nothing"
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that a sequence may have; None for any number."""
+        return None
+
+    def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys (batch, time, heads, head dim) of tokens start, start + 1, …"""
         return q, k
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
+    def kernel_form(self) -> tuple[Tensor | None, str] | None:
+        """θ and form with which `kernels.decode_step` does what `rotate` does; θ None: `rotate` does nothing.
+
+        None where that operator cannot do it, so that `rotate` has to be called.
+        """
+        return None
+
+    def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
         """Embeddings (batch, time, width) of tokens start, start + 1, …"""
         return x
 
@@ -48,6 +61,9 @@ class NoPosition(Position):
     def __init__(self, head_dim: int, heads: int, layer: int) -> None:
         super().__init__()
 
+    def kernel_form(self) -> tuple[Tensor | None, str]:
+        return None, "cosine"
+
 
 @register("position", "ape", reference="arXiv 2307.14995, table 5; arXiv 1810.04805")
 class LearnedAbsolute(Position):
@@ -59,25 +75,34 @@ class LearnedAbsolute(Position):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(context, width))
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
-        """x_t + P_t.
+    @property
+    def limit(self) -> int:
+        return len(self.weight)
+
+    def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """x_t + P_t; for one token, (batch, width), if `start` is a tensor, which is not checked.
 
         Raises:
             ValueError: a position beyond the context that the model was built for.
         """
+        if isinstance(start, Tensor):
+            return x + self.weight[start].to(x.dtype)
         end = start + x.shape[1]
         if end > len(self.weight):
             raise ValueError(f"learned absolute positions end at {len(self.weight)}, asked for {end}")
         return x + self.weight[start:end].to(x.dtype)
 
 
-def angles(theta: Tensor, start: int, time: int) -> Tensor:
+def angles(theta: Tensor, start: int | Tensor, time: int) -> Tensor:
     """nθ for n = start … start + time − 1, always in fp32 or better: (time, *theta.shape).
 
     In bf16, integers above 256 are not exact, and phases would be off by radians.
     """
     wide = theta if theta.dtype == torch.float64 else theta.float()
-    steps = torch.arange(start, start + time, device=theta.device, dtype=wide.dtype)
+    if isinstance(start, Tensor):
+        steps = (start + torch.arange(time, device=theta.device)).to(wide.dtype)
+    else:
+        steps = torch.arange(start, start + time, device=theta.device, dtype=wide.dtype)
     return steps.view(-1, *[1] * theta.ndim) * wide
 
 
@@ -117,10 +142,13 @@ class RoPE(_PerLayer):
         pairs = torch.arange(head_dim // 2, dtype=torch.float32)
         self.register_buffer("theta", (BASE ** (-2 * pairs / head_dim))[None], persistent=False)
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def kernel_form(self) -> tuple[Tensor | None, str]:
+        return self.theta if self.active else None, "rotation"
+
+    def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         if not self.active:
             return q, k
-        if lrpe.takes_kernels(q):
+        if not isinstance(start, Tensor) and lrpe.takes_kernels(q):
             return lrpe.rotate(q, k, self.theta, start=start, form="rotation")
         phase = angles(self.theta, start, q.shape[1])
         return rotate_pairs(q, phase), rotate_pairs(k, phase)
@@ -166,10 +194,15 @@ class LRPE(_PerLayer):
         """Twice the head dim in the cosine form."""
         return 2 * head_dim if self.active and self.form == "cosine" else head_dim
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def kernel_form(self) -> tuple[Tensor | None, str] | None:
+        if not self.active:
+            return None, "cosine"
+        return None if self.form == "householder" else (self.theta, self.form)
+
+    def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         if not self.active:
             return q, k
-        if self.form != "householder" and lrpe.takes_kernels(q):
+        if not isinstance(start, Tensor) and self.form != "householder" and lrpe.takes_kernels(q):
             return lrpe.rotate(q, k, self.theta, start=start, form=self.form)
         phase = angles(self.theta, start, q.shape[1])
         if self.form == "cosine":

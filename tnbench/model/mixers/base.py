@@ -2,6 +2,7 @@
 
 A mixer maps (batch, time, width) to the same shape. `forward` is for whole sequences; `extend` continues
 from a state, for any number of tokens, so that prefill and single-step decoding are the same call.
+For generation, `allocate` gives a state that `extend` and `decode` write where it lies.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class TokenMixer(nn.Module):
     """Parts that the mixer cannot use, each with the reason that the user is told."""
     needs_positive: ClassVar[bool] = False
     """Whether the feature map must not give negative values."""
+    constant_state: ClassVar[bool] = True
+    """Whether an allocated state is of one size and one step of one cost, whatever was seen before."""
 
     def __init__(self, width: int, heads: int, parts: Parts | None = None) -> None:
         super().__init__()
@@ -65,10 +68,38 @@ class TokenMixer(nn.Module):
 
         Args:
             x: (batch, time, width), tokens start, start + 1, …
-            state: what `initial_state` or the last `extend` returned.
+            state: what `initial_state`, `allocate` or the last `extend` returned.
+            start: tokens before x.
 
         Returns:
-            (batch, time, width) and the next state.
+            (batch, time, width) and the next state: for an allocated one, itself.
+        """
+        raise NotImplementedError
+
+    def allocate(self, batch: int, capacity: int, like: Tensor) -> Any:
+        """A state before the first token that is written where it lies: a tuple of tensors.
+
+        Args:
+            batch: sequences.
+            capacity: the most tokens that a sequence will have; of no effect where `constant_state`.
+            like: gives the device and, for what is kept of the tokens themselves, the dtype.
+        """
+        raise NotImplementedError
+
+    def decode(self, x: Tensor, state: Any, position: Tensor, tokens: int) -> Tensor:
+        """One token of each sequence; `state` is changed where it lies. For inference: no gradients.
+
+        With `constant_state` nothing depends on `tokens`, and a CUDA graph of the call can be replayed for
+        token after token.
+
+        Args:
+            x: (batch, width).
+            state: what `allocate` returned.
+            position: (1,) int64 on x's device, tokens seen so far.
+            tokens: the same number on the host.
+
+        Returns:
+            (batch, width).
         """
         raise NotImplementedError
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tnbench.kernels.decode_step import decode_step
 from tnbench.kernels.linear_attention import linear_attention
+from tnbench.model import feature_maps
 from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
 from tnbench.model.norms import Activation, gated
 from tnbench.registry import alias, register
+
+FUSED = {
+    feature_maps.Identity: "none",
+    feature_maps.Swish: "swish",
+    feature_maps.OnePlusELU: "1+elu",
+    feature_maps.ELU: "elu",
+    feature_maps.ReLU: "relu",
+    feature_maps.SquaredReLU: "squared-relu",
+    feature_maps.Sigmoid: "sigmoid",
+    feature_maps.Softmax: "softmax",
+}
+"""Feature maps that the decode step computes itself, by its names."""
+
+
+class Slot(NamedTuple):
+    """A state that is updated where it lies: S (batch, heads, key dim, value dim), fp32."""
+
+    s: Tensor
 
 
 class LinearMixer(TokenMixer):
@@ -37,8 +57,7 @@ class LinearMixer(TokenMixer):
         self, x: Tensor, state: Tensor | None, start: int, output_state: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The output (batch, time, heads, value dim), the gate u (batch, time, width) if any, the state."""
-        parts = self.projection(x).chunk(4 if self.parts.gate else 3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, self.head_dim)) for part in parts[:3])
+        q, k, v, u = self._project(x)
         q, k = self.position.rotate(self.feature_map(q), self.feature_map(k), start)
         out, state = linear_attention(
             q,
@@ -50,7 +69,13 @@ class LinearMixer(TokenMixer):
             output_state=output_state,
             implementation=self.parts.implementation,
         )
-        return out, (parts[3] if self.parts.gate else None), state
+        return out, u, state
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k, v (…, heads, head dim) and the gate u (…, width), if any, of x (…, width)."""
+        parts = self.projection(x).chunk(4 if self.parts.gate else 3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, self.head_dim)) for part in parts[:3])
+        return q, k, v, (parts[3] if self.parts.gate else None)
 
     def _values(self, v: Tensor) -> Tensor:
         return v
@@ -63,10 +88,42 @@ class LinearMixer(TokenMixer):
         out, u, _ = self._attend(x, None, 0, output_state=False)
         return self.output(self._finish(out, u))
 
-    def extend(self, x: Tensor, state: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        out, u, after = self._attend(x, state, start, output_state=True)
+    def extend(self, x: Tensor, state: Tensor | Slot, start: int) -> tuple[Tensor, Tensor | Slot]:
+        kept = state.s if isinstance(state, Slot) else state
+        out, u, after = self._attend(x, kept, start, output_state=True)
         assert after is not None
-        return self.output(self._finish(out, u)), after
+        if isinstance(state, Slot):
+            state.s.copy_(after.detach())
+        return self.output(self._finish(out, u)), (state if isinstance(state, Slot) else after)
+
+    def allocate(self, batch: int, capacity: int, like: Tensor) -> Slot:
+        """S = 0, whatever the capacity."""
+        return Slot(self.initial_state(batch, like))
+
+    def decode(self, x: Tensor, state: Slot, position: Tensor, tokens: int) -> Tensor:
+        """S ← λ S + k vᵀ and q S in one launch, φ and the position with it where the operator takes them.
+
+        This is the robust recurrence, whichever form `implementation` names for whole sequences.
+        """
+        q, k, v, u = self._project(x)
+        name, form = FUSED.get(type(self.feature_map)), self.position.kernel_form()
+        if name is None or form is None:
+            q, k = (self.feature_map(part)[:, None] for part in (q, k))
+            q, k = (part[:, 0] for part in self.position.rotate(q, k, position))
+            name, form = "none", (None, "cosine")
+        out = decode_step(
+            q,
+            k,
+            self._values(v),
+            self.decay(),
+            state.s,
+            scale=self.scale,
+            feature_map=name,
+            theta=form[0],
+            position=None if form[0] is None else position,
+            form=form[1],
+        )
+        return self.output(self._finish(out, u))
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
         """S = 0, (batch, heads, key dim, value dim), fp32 (fp64 for an fp64 model)."""

@@ -8,13 +8,35 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
 from tnbench.registry import register
 
+BACKENDS = {
+    "auto": [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "math": [SDPBackend.MATH],
+}
+"""What torch may take on a GPU, the fastest on Hopper first."""
+
 
 class Cache(NamedTuple):
     """Keys (batch, heads, tokens, key dim) and values (batch, heads, tokens, head dim) of past tokens."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Buffers(NamedTuple):
+    """Room for a cache, as long as the capacity; what is filled of it is told by the tokens seen."""
 
     k: Tensor
     v: Tensor
@@ -36,7 +58,7 @@ class CacheMixer(TokenMixer):
         self.projection = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (p.unflatten(-1, (self.heads, self.head_dim)) for p in self.projection(x).chunk(3, dim=-1))
         q, k = self.position.rotate(q, k, start)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -57,6 +79,14 @@ class CacheMixer(TokenMixer):
             like.new_zeros(batch, self.heads, 0, key_dim), like.new_zeros(batch, self.heads, 0, self.head_dim)
         )
 
+    def _room(self, batch: int, tokens: int, like: Tensor) -> Buffers:
+        key_dim = self.position.key_dim(self.head_dim)
+        # Zeros, not what the memory held: a weight of 0 times NaN would be NaN.
+        return Buffers(
+            like.new_zeros(batch, self.heads, tokens, key_dim),
+            like.new_zeros(batch, self.heads, tokens, self.head_dim),
+        )
+
     def _cached_values(self) -> int:
         return self.heads * (self.position.key_dim(self.head_dim) + self.head_dim)
 
@@ -66,24 +96,72 @@ class CacheMixer(TokenMixer):
 
 @register("mixer", "softmax", reference="arXiv 1706.03762, eq. 1")
 class SoftmaxAttention(CacheMixer):
-    """Causal softmax attention, through torch's scaled_dot_product_attention, with a KV cache."""
+    """Causal softmax attention, through torch's scaled_dot_product_attention, with a KV cache.
+
+    Parameters:
+        backend: what computes whole sequences on a GPU: `cudnn` or `flash` alone (torch raises RuntimeError
+            for tensors that they do not take), `math`, or `auto`: cuDNN, else FlashAttention, else what torch
+            has. Elsewhere torch chooses.
+    """
+
+    constant_state: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        parts: Parts | None = None,
+        *,
+        backend: Literal["auto", "cudnn", "flash", "math"] = "auto",
+    ) -> None:
+        super().__init__(width, heads, parts)
+        self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) to the same shape."""
         q, k, v = self._project(x, 0)
-        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale))
+        return self._merge(self._whole(q, k, v))
 
-    def extend(self, x: Tensor, state: Cache, start: int) -> tuple[Tensor, Cache]:
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of whole sequences, (batch, heads, time, dim)."""
+        if not q.is_cuda:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        with sdpa_kernel(BACKENDS[self.backend], set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+
+    def extend(self, x: Tensor, state: Cache | Buffers, start: int) -> tuple[Tensor, Cache | Buffers]:
         q, k, v = self._project(x, start)
-        past = state.k.shape[2]
+        if isinstance(state, Buffers):
+            end = start + x.shape[1]
+            state.k[:, :, start:end] = k.detach()
+            state.v[:, :, start:end] = v.detach()
+            if start:
+                k, v = state.k[:, :, :end], state.v[:, :, :end]
+            return self._merge(self._last(q, k, v)), state
         k = torch.cat([state.k.to(k.dtype), k], dim=2)
         v = torch.cat([state.v.to(v.dtype), v], dim=2)
-        mask = None
-        if x.shape[1] > 1:
-            steps = torch.arange(past + x.shape[1], device=x.device)
-            mask = steps[None, :] <= steps[past:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-        return self._merge(out), Cache(k, v)
+        return self._merge(self._last(q, k, v)), Cache(k, v)
+
+    def _last(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of the last tokens: q (…, m, d) over k and v (…, n, d), m <= n."""
+        m, n = q.shape[-2], k.shape[-2]
+        if m == n:
+            return self._whole(q, k, v)
+        # Of one token every score counts; else a bias that FlashAttention knows, not a mask of m · n values.
+        bias = None if m == 1 else causal_lower_right(m, n)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+
+    def allocate(self, batch: int, capacity: int, like: Tensor) -> Buffers:
+        """Keys and values of `capacity` tokens."""
+        return self._room(batch, capacity, like)
+
+    def decode(self, x: Tensor, state: Buffers, position: Tensor, tokens: int) -> Tensor:
+        """Attention of one token to itself and all before it: its cost grows with `tokens`."""
+        q, k, v = self._project(x[:, None], tokens)
+        state.k.index_copy_(2, position, k)
+        state.v.index_copy_(2, position, v)
+        k, v = state.k[:, :, : tokens + 1], state.v[:, :, : tokens + 1]
+        return self._merge(F.scaled_dot_product_attention(q, k, v, scale=self.scale))[:, 0]
 
     def state_size(self, context: int) -> int:
         """Keys and values of all tokens."""
@@ -123,11 +201,14 @@ class DiagAttention(CacheMixer):
         taken = {"inner_norm"} if parameters.get("activation") == "relu" else set()
         return {part: reason for part, reason in cls.refuses.items() if part not in taken}
 
-    def _weigh(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of the last tokens of a block: q (…, m, d) over k and v (…, n, d), m <= n."""
+    def _weigh(self, q: Tensor, k: Tensor, v: Tensor, last: Tensor | None = None) -> Tensor:
+        """Causal attention of tokens of a block: q (…, m, d) over k and v (…, n, d), m <= n.
+
+        q are the last m of the n tokens; or else `last`, (m,), says at which of them each one stands.
+        """
         m, n = q.shape[-2], k.shape[-2]
         steps = torch.arange(n, device=q.device)
-        mask = steps[None, :] <= steps[n - m :, None]
+        mask = steps[None, :] <= (steps[n - m :] if last is None else last)[:, None]
         if self.activation == "softmax":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         scores = q @ k.transpose(-1, -2) * self.scale
@@ -154,9 +235,16 @@ class DiagAttention(CacheMixer):
             out.append(self._weigh(q[:, :, whole:], k[:, :, whole:], v[:, :, whole:]))
         return torch.cat(out, dim=2) if len(out) > 1 else out[0]
 
-    def extend(self, x: Tensor, state: Cache, start: int) -> tuple[Tensor, Cache]:
-        q, k, v = self._project(x, start)
+    def extend(self, x: Tensor, state: Cache | Buffers, start: int) -> tuple[Tensor, Cache | Buffers]:
         filled = start % self.block
+        if isinstance(state, Buffers):
+            begun = Cache(state.k[:, :, :filled], state.v[:, :, :filled])
+            out, after = self.extend(x, begun, start)
+            kept = (start + x.shape[1] - 1) % self.block + 1
+            state.k[:, :, :kept] = after.k.detach()
+            state.v[:, :, :kept] = after.v.detach()
+            return out, state
+        q, k, v = self._project(x, start)
         out = []
         first = min(self.block - filled, x.shape[1]) if filled else 0
         if first:  # the rest of a block that was begun
@@ -169,6 +257,18 @@ class DiagAttention(CacheMixer):
             kept = (x.shape[1] - first - 1) % self.block + 1
             state = Cache(k[:, :, -kept:], v[:, :, -kept:])
         return self._output(torch.cat(out, dim=2)), state
+
+    def allocate(self, batch: int, capacity: int, like: Tensor) -> Buffers:
+        """Keys and values of one block, whatever the capacity."""
+        return self._room(batch, self.block, like)
+
+    def decode(self, x: Tensor, state: Buffers, position: Tensor, tokens: int) -> Tensor:
+        """Attention of one token to those of its block; the places behind it are masked."""
+        q, k, v = self._project(x[:, None], position)
+        place = position % self.block
+        state.k.index_copy_(2, place, k)
+        state.v.index_copy_(2, place, v)
+        return self._output(self._weigh(q, state.k, state.v, place))[:, 0]
 
     def state_size(self, context: int) -> int:
         """Keys and values of one block at most."""

@@ -1,0 +1,1 @@
+"""What trained models do: generation from a run's weights."""
