@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress
-from tnbench.profiling.kernels.pool import Pool
+from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point
 from tnbench.profiling.kernels.store import Store
+from tnbench.profiling.pool import Pool
+from tnbench.profiling.progress import Progress
 
 WORKER = Path(__file__).with_name("fake_kernel_worker.py")
 FINE = {"fine-1": "ours", "fine-3": "peer", "fine-9": "torch", "fine-2": "softmax"}

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tnbench.kernels.linear_attention import quadratic
-from tnbench.profiling.kernels import energy, exact, gate, implementations, memory, timing
+from tnbench.profiling import energy, timing
+from tnbench.profiling.kernels import exact, gate, implementations, memory
 from tnbench.profiling.kernels.cases import Case
 from tnbench.profiling.kernels.implementations import MODULES, Unsupported, bind, inputs
 from tnbench.profiling.kernels.implementations import linear_attention as attention

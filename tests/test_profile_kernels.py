@@ -11,8 +11,9 @@ from kernel_bench import FINE, MEASUREMENT, Bench, point
 
 from tnbench.errors import RequestError
 from tnbench.profiling.kernels import rows
-from tnbench.profiling.kernels.campaign import Measurement, Point, Progress
-from tnbench.profiling.kernels.store import RecordsError
+from tnbench.profiling.kernels.campaign import Measurement, Point
+from tnbench.profiling.lines import RecordsError
+from tnbench.profiling.progress import Progress
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_full_disk_is_one_error_that_keeps_the_rest(bench: Bench, monkeypatch:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tnbench.profiling.kernels.store.os.fsync", full)
+    monkeypatch.setattr("tnbench.profiling.lines.os.fsync", full)
     with pytest.raises(RecordsError, match=r"cannot write .*: no space left on device"):
         bench.run([point(2000, {"fine-1": "ours"})])
     assert bench.store.path.read_bytes().startswith(before)

@@ -11,7 +11,8 @@ from tnbench import cli
 from tnbench.errors import RequestError
 from tnbench.profiling.kernels import planning
 from tnbench.profiling.kernels.against import commit_of, kernels_at
-from tnbench.profiling.kernels.store import kernel_hash, slug
+from tnbench.profiling.kernels.store import kernel_hash
+from tnbench.profiling.lines import slug
 
 
 @pytest.mark.parametrize(

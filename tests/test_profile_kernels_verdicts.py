@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tnbench.profiling.kernels.breakeven import break_even
-from tnbench.profiling.kernels.campaign import summary
-from tnbench.profiling.kernels.verdicts import compare, fastest, speedup
+from tnbench.profiling.kernels.verdicts import compare, fastest
+from tnbench.profiling.samples import summary
+from tnbench.profiling.speedups import speedup
 
 
 def test_speedup_by_hand() -> None:

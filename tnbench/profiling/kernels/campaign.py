@@ -8,14 +8,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tnbench.profiling.kernels.compiling import compile_all
-from tnbench.profiling.kernels.pool import Answer, Pool
 from tnbench.profiling.kernels.rows import shape_words
 from tnbench.profiling.kernels.store import Block, Line, Records, Store
 from tnbench.profiling.kernels.verdicts import fastest, reported_seconds
+from tnbench.profiling.pool import Answer, Pool
+from tnbench.profiling.progress import Progress, TimeIsUp
+from tnbench.profiling.samples import summary
 from tnbench.records import now
 
 ROOFLINE = "roofline"
@@ -72,37 +74,6 @@ class Point:
             "kernel_hash": self.kernel_hash,
             **self.stack,
         }
-
-
-@dataclass
-class Progress:
-    """Where a campaign stands."""
-
-    points: int
-    done: int = 0
-    skipped: int = 0
-    first: float | None = None
-    """When the first point was measured, on the monotonic clock."""
-    point: str = ""
-    """The one in hand or, after it, the last one."""
-    doing: str = ""
-    result: str = ""
-    """Of the last finished point."""
-    rows: dict[str, int] = field(default_factory=dict)
-    """Rows measured now, by status."""
-    stopped: str = ""
-    """Why it ended early: `interrupted`, `time limit` or empty."""
-
-    def seconds_left(self) -> float | None:
-        """From the points measured after the first, which pays for the start; None before there is one."""
-        measured = self.done - self.skipped
-        if self.first is None or measured < 2:
-            return None
-        return (time.monotonic() - self.first) / (measured - 1) * (self.points - self.done)
-
-
-class TimeIsUp(Exception):
-    """The time limit has been reached inside a point, which is given up."""
 
 
 class Campaign:
@@ -338,27 +309,3 @@ def outcome(rows: Sequence[Line]) -> str:
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     best = fastest(rows, [row["source"] for row in rows if row["source"] != "copy"])
     return f"fastest {best['implementation']} {1e3 * reported_seconds(best):.3g} ms; {said}" if best else said
-
-
-def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Median and quantiles over all calls, and the median of each round, in seconds."""
-    every = sorted(value for values in rounds for value in values)
-    return {
-        "median": statistics.median(every),
-        "p10": quantile(every, 0.1),
-        "p90": quantile(every, 0.9),
-        "calls": len(every),
-        "rounds": [statistics.median(values) for values in rounds],
-    }
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of ascending values, interpolated linearly.
-
-    >>> quantile([1.0, 2.0, 3.0], 0.75)
-    2.5
-    """
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

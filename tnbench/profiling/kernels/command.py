@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from tnbench.errors import RequestError
 from tnbench.profiling.kernels import planning, report
 from tnbench.profiling.kernels.against import commit_of, kernels_at
-from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point, Progress
+from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point
 from tnbench.profiling.kernels.panels import panels
-from tnbench.profiling.kernels.pool import Pool, worker_command
 from tnbench.profiling.kernels.rows import shape_words
-from tnbench.profiling.kernels.store import Records, RecordsError, Store, slug
+from tnbench.profiling.kernels.store import Records, Store
 from tnbench.profiling.kernels.table import LEGEND, summary_lines, terminal
+from tnbench.profiling.lines import RecordsError, slug
+from tnbench.profiling.machine import installed_version
+from tnbench.profiling.machine import machine as machine_of
+from tnbench.profiling.pool import Pool
+from tnbench.profiling.progress import Progress, Watcher
 from tnbench.records import command_line, provenance
 from tnbench.report.words import duration
 
@@ -73,7 +76,7 @@ def profile_kernels(
     commit = commit_of(against) if against else ""
     wanted = planning.Wanted(tuple(operators), axes, tuple(implementations), commit)
     planning.operators(wanted.operators)
-    device, machine = _machine(device)
+    device, machine = machine_of(device)
     calls, seconds = TIMES
     measurement = Measurement(rounds or ROUNDS[device], calls, seconds)
     energy = (ENERGY_WINDOW if device == "cuda" else 0.0) if energy is None else energy
@@ -85,7 +88,7 @@ def profile_kernels(
     session = {
         "device": machine,
         "command": command_line(),
-        "versions": {name: text for name in PACKAGES if (text := _version(name))},
+        "versions": {name: text for name in PACKAGES if (text := installed_version(name))},
         "measurement": asdict(measurement),
         "energy_window": energy,
         "provenance": provenance(),
@@ -118,7 +121,8 @@ def profile_kernels(
 def _command(name: str, device: str, folder: Path | None) -> list[str]:
     """Of a worker; `NAME@COMMIT` is NAME with the kernels of `folder`."""
     implementation, _, commit = name.partition("@")
-    return worker_command(implementation, device, folder if commit else None)
+    words = [sys.executable, "-m", "tnbench.profiling.kernels.worker", implementation, "--device", device]
+    return [*words, "--kernels-from", str(folder)] if commit else words
 
 
 def _finish(store: Store, progress: Progress, session: str, console: Console) -> int:
@@ -223,58 +227,5 @@ def _show_plan(
     )
 
 
-def _machine(device: str) -> tuple[str, str]:
-    """The kind of device and the machine's name; `auto` is the GPU where torch sees one.
-
-    Raises:
-        RequestError: cuda is asked for, and torch sees no GPU.
-    """
-    import torch
-
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise RequestError("--device cuda: torch sees no GPU here; use --device cpu")
-    if device == "cpu" or not there:
-        return "cpu", provenance()["processor"]
-    return "cuda", torch.cuda.get_device_name()
-
-
 def _stack() -> dict[str, str | None]:
-    return {name: _version(name) for name in ("torch", "triton")}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-class Watcher:
-    """Shows a campaign: one line that changes on a terminal, a line per point elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.told = -1
-        self.status: Any = console.status("starting") if console.is_terminal else None
-
-    def __enter__(self) -> Watcher:
-        if self.status:
-            self.status.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.status:
-            self.status.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        """Show where the campaign stands."""
-        left = progress.seconds_left()
-        rest = f", about {duration(left)} left" if left else ""
-        head = f"[{progress.done}/{progress.points}]"
-        if self.status:
-            self.status.update(f"{head} {progress.point}: {progress.doing}{rest}")
-        elif progress.done != self.told and progress.done > progress.skipped:
-            self.told = progress.done
-            line = f"{head} {progress.point}: {progress.result}{rest}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+    return {name: installed_version(name) for name in ("torch", "triton")}

@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tnbench.profiling.kernels.pool import Pool, Worker
+from tnbench.profiling.pool import Pool, Worker
 
 
 def compile_all(pool: Pool, jobs: deque[tuple[str, dict[str, Any]]], deadline: float | None) -> None:

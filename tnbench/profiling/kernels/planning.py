@@ -15,6 +15,7 @@ from tnbench.profiling.kernels.campaign import Point
 from tnbench.profiling.kernels.cases import ITEM_SIZES, MODES, Case
 from tnbench.profiling.kernels.operators import OPERATORS, Implementation, Operator
 from tnbench.profiling.kernels.store import kernel_hash
+from tnbench.profiling.texts import names, numbers, one_number
 
 PAIR = "batch_heads"
 AXIS_OPTIONS = {
@@ -51,51 +52,13 @@ class Wanted:
     """The revision to compare with, or empty."""
 
 
-def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
-    """`1k,2k,4096` as numbers; None if the option is not given.
-
-    >>> numbers("--length", "1k, 4096")
-    (1024, 4096)
-
-    Raises:
-        RequestError: something that is no positive whole number.
-    """
-    if text is None:
-        return None
-    return tuple(dict.fromkeys(_number(option, word) for word in text.split(",")))
-
-
-def _number(option: str, word: str) -> int:
-    digits, factor = word.strip().lower(), 1
-    if digits.endswith("k"):
-        digits, factor = digits[:-1], 1024
-    if not (digits.isascii() and digits.isdigit()) or int(digits) == 0:
-        raise RequestError(f"{option}: {word.strip()!r} is no size; write whole numbers, as 1k,2k,4096")
-    return int(digits) * factor
-
-
 def pair(text: str) -> tuple[int, int]:
     """`4,16` of --shape as (batch, heads)."""
     found = text.split(",")
     if len(found) != 2:
         raise RequestError(f"--shape {text}: write batch and heads, as 4,16")
-    batch, heads = (_number("--shape", word) for word in found)
+    batch, heads = (one_number("--shape", word) for word in found)
     return batch, heads
-
-
-def names(option: str, text: str | None, known: Sequence[str]) -> tuple[str, ...] | None:
-    """`forward,both` as names; None if the option is not given.
-
-    Raises:
-        RequestError: a name that is not known.
-    """
-    if text is None:
-        return None
-    found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
-    for name in found:
-        if name not in known:
-            raise RequestError(f"{option} {name}: {nearest(name, known)}")
-    return found
 
 
 def axes(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tnbench.profiling.kernels.panels import OURS, Panel, seconds, words
-from tnbench.profiling.kernels.table import place
+from tnbench.profiling.texts import place
 from tnbench.report.drawing import FONT, INK, PALETTE, WIDTH, inches, style
 from tnbench.report.results import Frame
 

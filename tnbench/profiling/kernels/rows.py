@@ -13,7 +13,8 @@ import pandas as pd
 
 from tnbench.profiling.kernels.breakeven import break_even
 from tnbench.profiling.kernels.store import Block, Line, Records
-from tnbench.profiling.kernels.verdicts import RIVALS, Speedup, compare, fastest, reported_seconds, timed
+from tnbench.profiling.kernels.verdicts import RIVALS, compare, fastest, reported_seconds, timed
+from tnbench.profiling.speedups import Speedup
 from tnbench.report.results import Frame
 
 ERRORS = (

@@ -13,41 +13,19 @@ The lines of a block are written at once. A broken line is ignored and reported.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import math
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tnbench.errors import RequestError
 from tnbench.profiling.kernels.cases import Case
-from tnbench.records import PACKAGE, require_writable
+from tnbench.profiling.lines import Line, Lines, canonical
+from tnbench.records import PACKAGE
 
-RECORDS = "records.jsonl"
 FOLDERS = {"norm": "normalisation", "norm_gate": "normalisation", "add_norm": "normalisation"}
 """Folders of operators that are not called after them."""
-
-Line = dict[str, Any]
-
-
-class RecordsError(OSError):
-    """A record cannot be written. What was written before is kept."""
-
-
-def slug(machine: str) -> str:
-    """The folder of a machine.
-
-    >>> slug("NVIDIA H100 80GB HBM3")
-    'nvidia-h100-80gb-hbm3'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", machine.lower())).strip("-") or "unknown"
-
 
 APART = ("tune.py",)
 """Modules of kernels/ that take no part in a call; the others beside the operators' folders are shared."""
@@ -66,11 +44,6 @@ def kernel_hash(operator: str, root: Path = PACKAGE) -> str:
         if path.is_file():
             total.update(f"{path.relative_to(kernels).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
-
-
-def canonical(value: Mapping[str, Any]) -> str:
-    """A mapping as text that does not depend on the order of its keys."""
-    return json.dumps(value, sort_keys=True)
 
 
 @dataclass
@@ -181,69 +154,21 @@ class Records:
         return rates[middle] if len(rates) % 2 else (rates[middle - 1] + rates[middle]) / 2
 
 
-class Store:
+class Store(Lines):
     """The records of one machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / RECORDS
-
-    @contextmanager
-    def writing(self):
-        """Hold the records alone while measuring: two campaigns would disturb each other's times.
-
-        Raises:
-            RequestError: the folder cannot be written to, or another campaign writes here.
-        """
-        require_writable(self.folder)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RequestError(
-                    f"another tnbench profile-kernels is measuring into {self.folder}; wait for it, "
-                    "or choose another folder with --results"
-                ) from None
-            yield self
-
-    def append(self, lines: Sequence[Line]) -> None:
-        """Bring lines to disk together, after a newline where the last writer was cut off.
-
-        Raises:
-            RecordsError: they cannot be written, as on a full disk.
-        """
-        text = "".join(json.dumps(_plain(line), ensure_ascii=False) + "\n" for line in lines)
-        try:
-            with open(self.path, "ab+") as file:
-                if file.tell() > 0:
-                    file.seek(-1, os.SEEK_END)
-                    text = text if file.read(1) == b"\n" else "\n" + text
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise RecordsError(f"cannot write {self.path}: {reason}") from error
+    command = "profile-kernels"
 
     def read(self) -> Records:
         """All records; none where there is no file."""
         records = Records()
-        try:
-            raw = self.path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return records
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise RequestError(f"cannot read {self.path}: {reason}") from error
         pending: dict[str, list[Line]] = {}
         blocks: dict[str, Block] = {}
-        for number, text in enumerate(raw, start=1):
-            if not text:
-                continue
-            try:
-                _take(json.loads(text), records, pending, blocks)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                records.problems.append(f"{RECORDS}: line {number} is broken and was ignored")
+
+        def take(line: Line) -> None:
+            _take(line, records, pending, blocks)
+
+        records.problems += self.each(take)
         records.blocks = list(blocks.values())
         return records
 
@@ -289,16 +214,3 @@ def _rate(line: Line) -> float | None:
     """Bytes copied a second; None where the measurement failed."""
     found = line.get("copy_bytes_per_second")
     return None if found is None else float(found)
-
-
-def _plain(value: Any) -> Any:
-    """A value for strict JSON: numbers that it does not know become their names."""
-    match value:
-        case float() if not math.isfinite(value):
-            return str(value)
-        case Mapping():
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case _:
-            return value

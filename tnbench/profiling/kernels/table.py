@@ -16,6 +16,7 @@ from tnbench.profiling.kernels.panels import FAILED, Panel, panels, seconds, wor
 from tnbench.profiling.kernels.published import published
 from tnbench.profiling.kernels.rows import SIZES, shape_cells, shape_words
 from tnbench.profiling.kernels.store import Records
+from tnbench.profiling.texts import markdown_table, number, place
 from tnbench.report.formats import escape_markdown
 from tnbench.report.results import Frame
 from tnbench.report.words import NOTHING, short
@@ -30,27 +31,6 @@ LEGEND = (
     "(+ faster, − slower, ? undecided: 95 % t interval over interleaved rounds). both: forward and backward. "
     "Share of roofline: smallest possible traffic at the copy rate of the same session, over the time."
 )
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, never as a power of ten.
-
-    >>> number(0.01234), number(1234.5), number(None)
-    ('0.0123', '1234', '–')
-    """
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:.{places}f}"
-
-
-def place(value: int) -> str:
-    """A length as it is typed: 4096 is `4k`.
-
-    >>> place(4096), place(131072), place(1000)
-    ('4k', '128k', '1000')
-    """
-    return f"{value // 1024}k" if value % 1024 == 0 else str(value)
 
 
 def _time(row: Mapping[str, Any] | None) -> str:
@@ -144,12 +124,7 @@ def _grid(panel: Panel) -> str:
             f"**{text}**" if index in best else escape_markdown(text) for index, text in enumerate(texts)
         ]
         rows.append([escape_markdown(name), *cells])
-    return _markdown_table(heads, rows)
-
-
-def _markdown_table(heads: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, rule, *rows])
+    return markdown_table(heads, rows)
 
 
 def summary_lines(summary: Frame) -> Iterator[str]:
@@ -182,7 +157,7 @@ def summary_table(summary: Frame) -> str:
             said = f"{words(row['operator'])}, {row['mode']}, {row['implementation']}"
             points = row["slower_points"] if row["slower"] <= MOST_LISTED else f"{row['slower']} points"
             slower.append(f"Slower than the {row['kind']} ({said}): {points} (summary.csv lists them all).")
-    table = _markdown_table(heads, rows, left=5)
+    table = markdown_table(heads, rows, left=5)
     return "\n\n".join([table, *map(escape_markdown, slower)])
 
 
@@ -194,7 +169,7 @@ def break_even_table(break_even: Frame) -> str:
     for key, group in break_even.groupby(keys, sort=False):
         shown = dict(zip(group["implementation"], group["shown"], strict=True))
         rows.append([*map(str, key), *(escape_markdown(shown.get(name, NOTHING)) for name in names)])
-    return _markdown_table(["mode", "dtype", "B", "H", "D", *names], rows, left=2)
+    return markdown_table(["mode", "dtype", "B", "H", "D", *names], rows, left=2)
 
 
 def _missing(frame: Frame) -> str:
@@ -211,7 +186,7 @@ def _missing(frame: Frame) -> str:
         rows.append(
             [escape_markdown(text) for text in (words(key[0]), *map(str, key[1:]), where, reason[:300])]
         )
-    return _markdown_table(
+    return markdown_table(
         ["operator", "mode", "dtype", "implementation", "status", "points", "why"], rows, left=7
     )
 
@@ -237,7 +212,7 @@ def _published(frame: Frame) -> list[str]:
         rows.append([*map(escape_markdown, words), here])
     text = f"Not measured here: {lines[0].device}; {lines[0].source}."
     heads = ["mode", "shape", "implementation", "published ms", "ours here, ms"]
-    return [escape_markdown(text), _markdown_table(heads, rows, left=3)]
+    return [escape_markdown(text), markdown_table(heads, rows, left=3)]
 
 
 def _identity(row: Mapping[str, Any]) -> tuple:

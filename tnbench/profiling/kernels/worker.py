@@ -98,7 +98,7 @@ class Worker:
         return answer
 
     def _roofline(self) -> dict[str, Any]:
-        from tnbench.profiling.kernels import roofline
+        from tnbench.profiling import roofline
 
         return {"status": "ok", "reason": None} | roofline.measure(self.device)
 
@@ -156,7 +156,7 @@ class Worker:
 
     def _time(self, case: Any, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of single calls, and of replays of a CUDA graph where the case takes one."""
-        from tnbench.profiling.kernels import timing
+        from tnbench.profiling import timing
         from tnbench.profiling.kernels.operators import OPERATORS
 
         self._require_prepared(case)
@@ -173,7 +173,7 @@ class Worker:
         return answer
 
     def _in_graph(self, bound: Any, mode: str, calls: int, seconds: float) -> list[float]:
-        from tnbench.profiling.kernels import timing
+        from tnbench.profiling import timing
 
         captured = self._captured(bound, mode)
         try:
@@ -190,7 +190,7 @@ class Worker:
         """
         import torch
 
-        from tnbench.profiling.kernels import timing
+        from tnbench.profiling import timing
 
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -200,7 +200,7 @@ class Worker:
         """Of replays of a CUDA graph where the case takes one, so that no power is drawn waiting for
         launches.
         """
-        from tnbench.profiling.kernels import energy
+        from tnbench.profiling import energy
         from tnbench.profiling.kernels.operators import OPERATORS
 
         self._require_prepared(case)

@@ -13,12 +13,10 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from tnbench.records import PACKAGE
@@ -38,12 +36,6 @@ GRACE = 3.0
 """Seconds that workers have at the end to leave by themselves, all together."""
 
 Answer = dict[str, Any]
-
-
-def worker_command(implementation: str, device: str, kernels_from: Path | None = None) -> list[str]:
-    """The command line of a worker."""
-    words = [sys.executable, "-m", "tnbench.profiling.kernels.worker", implementation, "--device", device]
-    return [*words, "--kernels-from", str(kernels_from)] if kernels_from else words
 
 
 class Worker:

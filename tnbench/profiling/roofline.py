@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tnbench.profiling.kernels import energy, timing
+from tnbench.profiling import energy, timing
 
 
 def measure(device: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""How long a call takes, with nothing of its inputs in the L2 cache.
+"""How long a call takes: by itself with nothing of its inputs in the L2 cache, or one after the other.
 
-Before each call a buffer larger than the cache is read, not written: lines that a writing flush leaves behind
-dirty would be written back at the expense of the call. Reading takes about 0.1 ms, behind which the host's
-share of a call hides as it hides behind earlier work in a model; what exceeds it is part of the eager time,
-and of the launch share.
+By itself (`eager`, `replays`): before each call a buffer larger than the cache is read, not written: lines
+that a writing flush leaves behind dirty would be written back at the expense of the call. Reading takes about
+0.1 ms, behind which the host's share of a call hides as it hides behind earlier work in a model; what exceeds
+it is part of the eager time, and of the launch share.
+
+One after the other (`steady`): as the steps of a training run or the tokens of an answer follow each other.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -37,6 +40,22 @@ def eager(call: Callable[[], object], calls: int, seconds: float, device: str) -
         call()
     number = count(call, calls, seconds, device)
     return _gpu(call, number) if device == "cuda" else _cpu(call, number)
+
+
+def steady(call: Callable[[], object], calls: int, seconds: float, device: str) -> list[float]:
+    """Seconds from the end of each call to that of the next; on a GPU the host runs ahead, as in use."""
+    call()
+    number = count(call, calls, seconds, device)
+    if device != "cuda":
+        return _cpu(call, number)
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(number + 1)]
+    call()
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    return [one.elapsed_time(next_) / 1e3 for one, next_ in pairwise(marks)]
 
 
 def replays(captured: torch.cuda.CUDAGraph, calls: int, seconds: float) -> list[float]:
