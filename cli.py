@@ -6,13 +6,31 @@ import json
 import os
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tnbench.ablation import options as ablation
 from tnbench.errors import RequestError
+from tnbench.evaluation import options as generation
+from tnbench.options import (
+    Device,
+    DeviceOption,
+    FieldOption,
+    JsonOption,
+    Keep,
+    KeepOption,
+    MeasurePlanOption,
+    MeasureReportOption,
+    RecordsOption,
+    ResultsOption,
+    SetOption,
+    TimeLimitOption,
+    TokenizerOption,
+)
+from tnbench.profiling.kernels import options as kernel_options
+from tnbench.profiling.models import options as model_options
 from tnbench.version import VERSION
 
 WRONG_REQUEST = 2
@@ -29,37 +47,6 @@ data_app = typer.Typer(name="data", help="Prepare or describe a corpus.", no_arg
 app.add_typer(data_app)
 
 
-class Device(StrEnum):
-    """Where runs take place."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Keep(StrEnum):
-    """What stays of a finished run beside its records."""
-
-    weights = "weights"
-    none = "none"
-
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set a configuration key, e.g. model.size=1m. Repeatable."
-    ),
-]
-ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where results are written.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a GPU where there is one.")]
-KeepOption = Annotated[Keep, typer.Option("--keep", help="What to keep of finished runs beside the records.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", help="bytes, bpe-N, a tokenizer folder or hf:NAME.")
-]
-FieldOption = Annotated[str, typer.Option("--text-field", help="The JSONL field that holds the text.")]
-
-
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[
@@ -73,20 +60,9 @@ def options(
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from tnbench.console import console
 
-    class Quiet(Console):
-        """Goes on without output where the reader of a pipe has gone: a suite is not stopped by `| head`."""
-
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    if sys.stdout.isatty():
-        return Quiet(markup=False)
-    # Output to a file or pipe is plain, and wide enough for a table's rows to stay on their lines.
-    columns = os.environ.get("COLUMNS", "")
-    return Quiet(markup=False, width=int(columns) if columns.isdigit() else 160)
+    return console()
 
 
 def _settings(settings: list[str] | None) -> dict[str, Any]:
@@ -119,17 +95,13 @@ def list_(
 
 @app.command()
 def ablate(
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="A shipped suite (tnbench list suite) or a YAML file.")
-    ],
-    plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost; run nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Show where its runs stand; run nothing.")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Rewrite the reports from the records; run nothing.")
-    ] = False,
+    suite: ablation.Suite,
+    plan: ablation.Plan = False,
+    status: ablation.Status = False,
+    report: ablation.Report = False,
     settings: SetOption = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Use seeds 0 … N-1.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Runs at a time.")] = None,
+    seeds: ablation.Seeds = None,
+    workers: ablation.Workers = None,
     device: DeviceOption = Device.auto,
     results: ResultsOption = Path("results"),
     keep: KeepOption = Keep.weights,
@@ -162,11 +134,8 @@ def ablate(
 def train(
     context: typer.Context,
     settings: SetOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and data order.")] = 0,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="MANIFEST", help="Repeat the run of a manifest.json, and compare."),
-    ] = None,
+    seed: ablation.Seed = 0,
+    source: ablation.Source = None,
     device: DeviceOption = Device.auto,
     results: ResultsOption = Path("results"),
     keep: KeepOption = Keep.weights,
@@ -177,8 +146,7 @@ def train(
     """
     if source is not None:
         for name, option in (("settings", "--set"), ("seed", "--seed"), ("device", "--device")):
-            origin = context.get_parameter_source(name)
-            if origin is not None and origin.name == "COMMANDLINE":
+            if _given(context, name):
                 raise RequestError(f"--from repeats a run as it was: {option} does not go with it")
         from tnbench.ablation.repeat import repeat
 
@@ -198,23 +166,47 @@ def train(
 
 
 @app.command()
+def generate(
+    run: generation.Run,
+    prompt: generation.Prompt = "",
+    tokens: generation.Tokens = 256,
+    temperature: generation.Temperature = 1.0,
+    top_k: generation.TopK = None,
+    top_p: generation.TopP = None,
+    seed: generation.Seed = 0,
+    samples: generation.Samples = 1,
+    device: DeviceOption = Device.auto,
+    precision: generation.PrecisionOption = None,
+    results: RecordsOption = Path("results"),
+) -> None:
+    """Continue a text with a run's model, token by token; Ctrl-C stops it."""
+    from tnbench.evaluation import command
+
+    _leave(
+        command.generate_text(
+            run,
+            prompt=prompt,
+            tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            samples=samples,
+            device=device.value,
+            precision=precision.value if precision else None,
+            results=results,
+        )
+    )
+
+
+@app.command()
 def compare(
-    a: Annotated[
-        str,
-        typer.Argument(metavar="A", help="A run id or folder, SUITE/VARIANT, or a results folder."),
-    ],
-    b: Annotated[str, typer.Argument(metavar="B", help="As A; differences are A minus B.")],
-    metric: Annotated[
-        str,
-        typer.Option("--metric", help="val_bits_per_byte, val_loss_nats, val_loss_bits or train_loss_nats."),
-    ] = "val_bits_per_byte",
-    margin: Annotated[
-        float | None, typer.Option("--margin", help="Differences up to it are equivalent; metric's unit.")
-    ] = None,
-    alpha: Annotated[float, typer.Option("--alpha", help="Level of the verdicts.")] = 0.05,
-    results: Annotated[
-        Path, typer.Option("--results", metavar="DIR", help="Where results are looked for.")
-    ] = Path("results"),
+    a: ablation.A,
+    b: ablation.B,
+    metric: ablation.Metric = "val_bits_per_byte",
+    margin: ablation.Margin = None,
+    alpha: ablation.Alpha = 0.05,
+    results: RecordsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
     """Say whether A is better or worse than B, equivalent or undecided, and how many seeds would decide.
@@ -237,52 +229,25 @@ def compare(
 
 @app.command("profile-kernels")
 def profile_kernels(
-    operators: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[OPERATOR]...", help="linear_attention, norm, … (default: all)."),
-    ] = None,
-    length: Annotated[str | None, typer.Option("--length", metavar="1k,2k,…", help="Lengths.")] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option("--shape", metavar="B,H", help="A pair of batch and heads. Repeatable."),
-    ] = None,
-    batch: Annotated[str | None, typer.Option("--batch", metavar="B,…", help="Batch sizes.")] = None,
-    heads: Annotated[str | None, typer.Option("--heads", metavar="H,…", help="Numbers of heads.")] = None,
-    head_dim: Annotated[str | None, typer.Option("--head-dim", metavar="D,…", help="Head dims.")] = None,
-    rows: Annotated[str | None, typer.Option("--rows", metavar="4k,…", help="Rows of a norm.")] = None,
-    width: Annotated[str | None, typer.Option("--width", metavar="1k,…", help="Width of a norm.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="NAME,…", help="bfloat16, float16, float32.")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option("--mode", metavar="NAME,…", help="forward, backward, both, decode.")
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--form", metavar="NAME,…", help="srmsnorm, rmsnorm, layernorm, cosine, rotation."),
-    ] = None,
-    implementation: Annotated[
-        list[str] | None,
-        typer.Option("--implementation", metavar="NAME", help="Default: all that run here. Repeatable."),
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Interleaved rounds at each point. GPU: 5, CPU: 3.")
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option("--energy", metavar="SECONDS", min=0, help="Window per row; 0: none. GPU: 0.3."),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="GITREF", help="Compare with this revision's kernels.")
-    ] = None,
-    time_limit: Annotated[
-        float | None,
-        typer.Option("--time-limit", metavar="SECONDS", min=0, help="Start nothing after this; resumable."),
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would be measured; run nothing.")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Rewrite tables and plots from the records; run nothing.")
-    ] = False,
+    context: typer.Context,
+    operators: kernel_options.Operators = None,
+    length: kernel_options.Length = None,
+    shape: kernel_options.Shape = None,
+    batch: kernel_options.Batch = None,
+    heads: kernel_options.Heads = None,
+    head_dim: kernel_options.HeadDim = None,
+    rows: kernel_options.Rows = None,
+    width: kernel_options.Width = None,
+    dtype: kernel_options.Dtype = None,
+    mode: kernel_options.Mode = None,
+    form: kernel_options.Form = None,
+    implementation: kernel_options.Implementation = None,
+    rounds: kernel_options.Rounds = None,
+    energy: kernel_options.Energy = None,
+    against: kernel_options.Against = None,
+    time_limit: TimeLimitOption = None,
+    plan: MeasurePlanOption = False,
+    report: MeasureReportOption = False,
     device: DeviceOption = Device.auto,
     results: ResultsOption = Path("results"),
 ) -> None:
@@ -292,9 +257,8 @@ def profile_kernels(
     """
     if plan and report:
         raise RequestError("--plan and --report exclude each other")
-    asked = (operators, length, shape, batch, heads, head_dim, rows, width, dtype, mode, form)
-    if report and any(x is not None for x in (*asked, implementation, rounds, energy, against, time_limit)):
-        raise RequestError("--report rewrites what is in the records: only --results goes with it")
+    if report:
+        _require_report_alone(context)
     from tnbench.profiling.kernels import command, planning
 
     axes = planning.axes(
@@ -316,6 +280,74 @@ def profile_kernels(
             console=_console(),
         )
     )
+
+
+@app.command("profile-model")
+def profile_model(
+    context: typer.Context,
+    mode: model_options.Mode = None,
+    preset: model_options.Preset = None,
+    variant: model_options.Diff = None,
+    suite: model_options.SuiteName = None,
+    size: model_options.Size = None,
+    contexts: model_options.Context = None,
+    batch: model_options.Batch = None,
+    vocabulary: model_options.Vocabulary = None,
+    precision: model_options.Precision = None,
+    settings: SetOption = None,
+    rounds: model_options.Rounds = None,
+    energy: model_options.Energy = None,
+    largest: model_options.LargestOption = None,
+    fit: model_options.Fit = None,
+    time_limit: TimeLimitOption = None,
+    plan: MeasurePlanOption = False,
+    report: MeasureReportOption = False,
+    device: DeviceOption = Device.auto,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Measure whole models in training, prefill and decoding: tokens/s, MFU, memory, energy, verdicts.
+
+    A rerun goes on where the last one stopped; Ctrl-C is safe.
+    """
+    console = _console()
+    if report:
+        _require_report_alone(context)
+        from tnbench.profiling.models.command import report_all
+
+        _leave(report_all(results, console))
+    from tnbench.ablation.profiled import suite_models
+    from tnbench.profiling.models import command, planning
+
+    wanted = planning.wanted(
+        mode=mode, size=size, context=contexts, batch=batch, vocabulary=vocabulary, precision=precision,
+        presets=preset or [], variants=variant or [], suite=suite, settings=_settings(settings), budget=fit
+    )  # fmt: skip
+    _leave(
+        command.profile_model(
+            wanted,
+            suites=suite_models,
+            largest=largest.value if largest else None,
+            rounds=rounds,
+            energy=energy,
+            time_limit=time_limit,
+            device=device.value,
+            results=results,
+            plan=plan,
+            console=console,
+        )
+    )
+
+
+def _require_report_alone(context: typer.Context) -> None:
+    given = {name for name in context.params if _given(context, name)}
+    if given - {"report", "results"}:
+        raise RequestError("--report rewrites what is in the records: only --results goes with it")
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @data_app.command("prepare")

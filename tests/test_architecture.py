@@ -15,7 +15,8 @@ import tnbench
 ROOT = Path(tnbench.__file__).parent
 
 FLOORS: list[set[str]] = [
-    {"", "errors", "version", "registry", "config", "resolution", "records", "statistics", "kernels"},
+    {"", "errors", "version", "options", "console"}
+    | {"registry", "config", "resolution", "records", "statistics", "kernels"},
     {"model", "data"},
     {"training", "evaluation", "profiling", "interop", "report"},
     {"ablation"},

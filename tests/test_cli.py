@@ -68,7 +68,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["list", "ablate", "train", "compare", "profile-kernels", "data"])
+@pytest.mark.parametrize(
+    "command",
+    ["list", "ablate", "train", "generate", "compare", "profile-kernels", "profile-model", "data"],
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tnbench(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
@@ -309,6 +312,11 @@ def test_readme_commands_are_right(
         arguments.append("--status")
     if arguments[0] == "profile-kernels":
         arguments += [] if {"--plan", "--report"} & set(arguments) else ["--plan"]
+    if arguments[0] == "profile-model":
+        arguments += [] if {"--plan", "--report", "--fit"} & set(arguments) else ["--plan"]
+    if arguments[0] == "generate":  # a run of this code, in place of RUN
+        assert tnbench("train", *SHORT) == 0
+        arguments[1] = next(Path("results/train/runs").iterdir()).name
     if arguments[0] == "train":
         arguments = [re.sub(r"training\.tokens=.*", "training.tokens=8192", word) for word in arguments]
     if arguments[:2] == ["data", "prepare"]:
