@@ -25,6 +25,9 @@ FLOORS: list[set[str]] = [
 ]
 """Parts of the package by floor; a part may import those of its own floor and of those below."""
 
+COMPILER = ("torch._dynamo", "torch._inductor", "torch.nn.attention.bias", "torch.nn.attention.flex")
+TRACERS = {"tnbench.profiling.models.fused", "tnbench.profiling.models.tracing"}
+
 HEAVY = {"torch", "pandas", "matplotlib", "transformers", "datasets", "scipy", "pydantic"}
 
 
@@ -107,6 +110,13 @@ def test_the_command_line_starts_light():
         ahead |= (imports(module, everywhere=False) if module in modules() else set()) - seen
     assert not {name.split(".")[0] for name in seen} & HEAVY
     assert "tnbench.errors" in seen
+
+
+def test_no_process_starts_with_the_compiler():
+    """torch's compiler takes two seconds to import, of every worker that a command starts."""
+    for module in modules():
+        found = {name for name in imports(module, everywhere=False) if name.startswith(COMPILER)}
+        assert not found or module in TRACERS, f"{module} imports {found}"
 
 
 def test_the_source_is_seen():

@@ -235,6 +235,8 @@ class TrainingConfig(Strict):
     """Whether torch.compile is applied to the whole of model and loss, or to each block."""
     activation_checkpointing: bool = False
     """Whether blocks recompute their activations in the backward pass."""
+    deterministic: bool = False
+    """Whether a GPU takes kernels that repeat to the bit, some of them slower; a CPU always does."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the run takes place."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1

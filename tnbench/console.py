@@ -17,7 +17,7 @@ class _Quiet(Console):
 
 
 def console() -> Console:
-    """A console on stdout; to a file or pipe, plain and wide enough for a table's rows to stay on their lines."""
+    """A console on stdout; to a file or pipe, plain and wide enough for a table's rows."""
     if sys.stdout.isatty():
         return _Quiet(markup=False)
     columns = os.environ.get("COLUMNS", "")

@@ -50,3 +50,9 @@ def shown(name: Any) -> str:
     """A key or name as it stands in a message: quoted and shortened only where it has to be."""
     plain = isinstance(name, str) and len(name) <= 60 and name.isprintable()
     return name if plain else shortened(name)
+
+
+def first_line(error: BaseException) -> str:
+    """`ValueError: what it says first`."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

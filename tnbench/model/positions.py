@@ -215,7 +215,7 @@ class LRPE(_PerLayer):
     def _reflect_and_rotate(self, x: Tensor, phase: Tensor) -> Tensor:
         normal = self.reflection / self.reflection.norm(dim=-1, keepdim=True)
         normal = normal.to(x.dtype)
-        x = x - 2 * normal * (x * normal).sum(-1, keepdim=True)
+        x = x - 2 * normal * (x * normal).sum(-1, keepdim=True).to(x.dtype)  # autocast sums in fp32
         turning, still = x.chunk(2, dim=-1)
         return torch.cat([rotate_pairs(turning, phase), still], dim=-1)
 

@@ -49,7 +49,9 @@ def say_fall_back(config: RunConfig) -> None:
 
 @contextmanager
 def settings(training: TrainingConfig) -> Iterator[dict[str, Any]]:
-    """Set torch's threads and deterministic algorithms; gives the flags for the record.
+    """Set torch's threads, and deterministic algorithms where they are asked for or free, as on a CPU.
+
+    Gives the flags for the record.
 
     On leaving, everything is put back, the global random generators too.
     """
@@ -59,14 +61,15 @@ def settings(training: TrainingConfig) -> Iterator[dict[str, Any]]:
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS need not repeat itself
     torch.set_num_threads(training.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    repeats = training.deterministic or training.device == "cpu"
+    torch.use_deterministic_algorithms(repeats, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  costs time only
     try:
         with torch.random.fork_rng(
             devices=[torch.cuda.current_device()] if training.device == "cuda" else []
         ):
             yield {
-                "deterministic_algorithms": True,
+                "deterministic_algorithms": repeats,
                 "warn_only": True,
                 "threads": training.threads,
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),

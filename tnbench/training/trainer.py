@@ -108,7 +108,7 @@ class Trainer:
         self.model = LanguageModel(config.model, data.vocab_size, self.context).to(device)
         self.model.activation_checkpointing = training.activation_checkpointing
         self.model.train()
-        if training.compile:
+        if training.compile or device.type == "cuda":  # on a GPU the loss has a compiled part of its own
             torch._dynamo.reset()  # what earlier runs of this process compiled counts towards a limit
         self.loss_of = objective(self.model, training)
         self.optimizer = adamw(self.model, training)

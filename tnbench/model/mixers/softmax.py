@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
 from tnbench.registry import register
@@ -147,8 +146,11 @@ class SoftmaxAttention(CacheMixer):
         m, n = q.shape[-2], k.shape[-2]
         if m == n:
             return self._whole(q, k, v)
-        # Of one token every score counts; else a bias that FlashAttention knows, not a mask of m · n values.
-        bias = None if m == 1 else causal_lower_right(m, n)
+        bias = None  # of one token every score counts
+        if m > 1:  # a bias that FlashAttention knows, not a mask of m · n values
+            from torch.nn.attention.bias import causal_lower_right  # seconds: it brings the compiler along
+
+            bias = causal_lower_right(m, n)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
 
     def allocate(self, batch: int, capacity: int, like: Tensor) -> Buffers:
@@ -207,6 +209,8 @@ class DiagAttention(CacheMixer):
         q are the last m of the n tokens; or else `last`, (m,), says at which of them each one stands.
         """
         m, n = q.shape[-2], k.shape[-2]
+        if q.is_cuda and m == n and last is None and self.activation == "softmax":
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         steps = torch.arange(n, device=q.device)
         mask = steps[None, :] <= (steps[n - m :] if last is None else last)[:, None]
         if self.activation == "softmax":

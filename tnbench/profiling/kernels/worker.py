@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from tnbench.errors import first_line
+
 PREFIX = "RESULT "
 
 
@@ -52,7 +54,7 @@ def serve(worker: Worker, requests: IO[str], answers: IO[str]) -> None:
             request = json.loads(line)
             answer = None if request.get("do") == "quit" else worker.answer(request)
         except Exception as error:  # a request that cannot be understood
-            answer = {"status": "error", "reason": f"bad request: {_first_line(error)}"}
+            answer = {"status": "error", "reason": f"bad request: {first_line(error)}"}
         if answer is None:
             return
         answers.write(PREFIX + json.dumps(answer) + "\n")
@@ -89,9 +91,9 @@ class Worker:
         except Unsupported as error:
             answer = {"status": "unsupported", "reason": str(error)}
         except (torch.OutOfMemoryError, MemoryError) as error:
-            answer = {"status": "oom", "reason": _first_line(error)}
+            answer = {"status": "oom", "reason": first_line(error)}
         except Exception as error:
-            answer = {"status": _status(error), "reason": _first_line(error)}
+            answer = {"status": _status(error), "reason": first_line(error)}
         if request["do"] == "prepare":
             self._statuses[arguments[0].key()] = answer["status"]
         self._free()
@@ -169,7 +171,7 @@ class Worker:
             try:
                 answer["graph_seconds"] = self._in_graph(bound, case.mode, calls, seconds)
             except RuntimeError as error:
-                answer["reason"] = f"no CUDA graph: {_first_line(error)}"
+                answer["reason"] = f"no CUDA graph: {first_line(error)}"
         return answer
 
     def _in_graph(self, bound: Any, mode: str, calls: int, seconds: float) -> list[float]:
@@ -262,11 +264,6 @@ def _allow_recompiling() -> None:
 
 def _status(error: Exception) -> str:
     return "oom" if "out of memory" in str(error).lower() else "error"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from tnbench.profiling.models import flops, peers
 
 MODES = ("train", "prefill", "decode")
 SEED = 0
+LONGEST_PEER = 1 << 16
+"""Positions that a foreign model is made ready for; more tokens than are ever timed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,13 @@ def _model(spec: Spec) -> tuple[nn.Module, dict[str, int]]:
     """The model, and its parameters: all, and those outside embedding and output layer."""
     model_config = spec.config.model
     if spec.peer:
-        model = peers.retnet(model_config, spec.vocabulary, spec.context, spec.device)
+        model = peers.retnet(
+            model_config,
+            spec.vocabulary,
+            spec.context,
+            spec.device,
+            keeps_logits=spec.peer.endswith("-logits"),
+        )
         total = sum(p.numel() for p in model.parameters())
         tables = 1 if model_config.tie_embeddings else 2
         outside = tables * spec.vocabulary * model_config.width
@@ -151,6 +159,8 @@ def _foreign_training(spec: Spec, model: nn.Module) -> tuple[torch.optim.Optimiz
     from tnbench.training.environment import autocast
 
     training = spec.config.training
+    if training.precision == "bf16":
+        peers.narrow_stream(model)
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(spec.device, training.precision):
@@ -177,7 +187,7 @@ def _prefill(spec: Spec) -> Arm:
         def call() -> Any:
             return ours.prefill(tokens, last_only=True)[0]
 
-        read, state = _itself, spec.batch * model.state_size(spec.context) * _state_item(spec, model)
+        read, state = _itself, _state_bytes(spec)
     else:
 
         def call() -> Any:
@@ -224,6 +234,7 @@ def _foreign_token(spec: Spec, model: nn.Module) -> Callable[[], Any]:
     """One token after another: the cost of a token of a model of constant state is the same everywhere."""
     token = _random_tokens(spec, spec.batch)
     with torch.inference_mode():
+        peers.ready_to_decode(model, LONGEST_PEER)
         state = peers.prefilled(model, _random_tokens(spec, spec.batch, 64)).past_key_values
 
     def call() -> Any:
@@ -243,9 +254,14 @@ def _inference(spec: Spec) -> tuple[nn.Module, dict[str, int]]:
     return model.to(DTYPES[precision]).eval().requires_grad_(False), counts
 
 
-def _state_item(spec: Spec, model: LanguageModel) -> int:
-    """Bytes of a value of the state: recurrent states are fp32, a cache has the activations' dtype."""
-    return 4 if model.constant_state or spec.config.training.precision == "fp32" else 2
+def _state_bytes(spec: Spec) -> int:
+    """Of states and caches after `context` tokens, each in its own dtype."""
+    from tnbench.evaluation.generation import inference_model
+
+    with torch.device("meta"):
+        model = LanguageModel(spec.config.model, spec.vocabulary, spec.context)
+        state = inference_model(model, spec.config.training.precision).allocate(spec.batch, spec.context)
+    return sum(part.nbytes for layer in state.layers for part in layer)
 
 
 def _read_weights(model: nn.Module) -> int:

@@ -1,4 +1,9 @@
-"""Models of other packages, as they are used best: today flash-linear-attention's RetNet."""
+"""Models of other packages, as they are used best: today flash-linear-attention's RetNet.
+
+Its loss comes in two forms, of which neither is the faster one everywhere: fused with the output layer
+(`fla-retnet`), which saves the logits and multiplies for the gradient of fp32 weights in fp32, and fused by
+itself over all logits (`fla-retnet-logits`).
+"""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -11,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tnbench.config import ModelConfig
+from tnbench.errors import first_line
 
-NEEDED = ("fla.models", "einops")
+NEEDED = ("transformers", "einops", "fla.models")
 
 
 class Unsupported(Exception):
@@ -26,16 +32,23 @@ def obstacle(device: str) -> str | None:
             there = importlib.util.find_spec(name) is not None
         except ModuleNotFoundError:
             there = False
+        except Exception as error:  # a package that is there and cannot be imported, as without triton
+            return f"{name} cannot be imported: {first_line(error)}"
         if not there:
-            return f"{name} is not installed: pip install flash-linear-attention==0.6.0 einops"
+            return f"{name} is not installed: pip install flash-linear-attention==0.6.0 einops transformers"
     return None if device == "cuda" else "its kernels need an NVIDIA GPU"
 
 
-def retnet(config: ModelConfig, vocabulary: int, context: int, device: str) -> nn.Module:
-    """RetNet with all fused modules on: norms, gates, SwiGLU, and the loss fused with the output layer.
+def retnet(
+    config: ModelConfig, vocabulary: int, context: int, device: str, *, keeps_logits: bool = False
+) -> nn.Module:
+    """RetNet with all fused modules on: norms, gates, SwiGLU, and the loss.
 
     Five square matrices and a gated MLP of the same inner width give it TransNormerLLM's parameters at every
     size; keys and values are as wide as the model, so that its state has the same size too.
+
+    Args:
+        keeps_logits: the loss is fused by itself, not with the output layer.
 
     Raises:
         Unsupported: the package is not installed, or there is no GPU.
@@ -59,11 +72,16 @@ def retnet(config: ModelConfig, vocabulary: int, context: int, device: str) -> n
             tie_word_embeddings=config.tie_embeddings,
             fuse_norm=True,
             fuse_swiglu=True,
-            fuse_cross_entropy=False,
-            fuse_linear_cross_entropy=True,
+            fuse_cross_entropy=keeps_logits,
+            fuse_linear_cross_entropy=not keeps_logits,
         )
         with torch.device(device):
             return RetNetForCausalLM(shape)
+
+
+def narrow_stream(model: Any) -> None:
+    """A residual stream in bf16, as our models have it; autocast leaves the embedding in fp32."""
+    model.model.embeddings.register_forward_hook(lambda module, inputs, out: out.to(torch.bfloat16))
 
 
 def training_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -81,6 +99,15 @@ def flops_per_token(config: ModelConfig, vocabulary: int) -> float:
 def state_values(config: ModelConfig) -> int:
     """Values of the recurrent states of a sequence."""
     return config.layers * config.width * config.head_dim
+
+
+def ready_to_decode(model: nn.Module, positions: int) -> None:
+    """Make the tables of cosines for so many positions once; else every token makes them longer by one."""
+    parameter = next(model.parameters())
+    modules: Any = model.modules()
+    for module in modules:
+        if hasattr(module, "_update_cos_sin_cache"):
+            module._update_cos_sin_cache(positions, device=parameter.device, dtype=parameter.dtype)
 
 
 def prefilled(model: nn.Module, tokens: Tensor) -> Any:

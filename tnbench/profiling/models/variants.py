@@ -11,7 +11,7 @@ from tnbench.config import RunConfig, check
 from tnbench.errors import RequestError, nearest, shown
 from tnbench.resolution import flatten, parse_setting, resolve
 
-PEERS = ("fla-retnet",)
+PEERS = ("fla-retnet", "fla-retnet-logits")
 """Models of other packages, named like presets (`tnbench.profiling.models.peers`)."""
 SHAPE_OF_PEERS = "transnormerllm"
 """The preset that gives peers their widths: with its shape, RetNet has the same number of parameters."""

@@ -17,6 +17,7 @@ import sys
 import time
 from typing import IO, Any
 
+from tnbench.errors import first_line
 from tnbench.profiling.pool import RESULT
 
 
@@ -207,12 +208,6 @@ def _counted(spec: Any) -> tuple[float | None, str | None]:
         return flops.by_counter(spec.config, spec.vocabulary, spec.mode, spec.batch, spec.device), None
     except Exception as error:  # an operator that cannot be traced costs this figure, not the row
         return None, first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """`ValueError: what it says first`."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 if __name__ == "__main__":
