@@ -152,6 +152,7 @@ def test_segments_of_other_devices():
             assert torch.allclose(x, y[:, part], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_operator_is_registered():
     """Schema, fake kernel, gradients, dynamic shapes."""
     plans.override = configured(MANY)

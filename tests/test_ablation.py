@@ -19,6 +19,8 @@ from tnbench.ablation.suite_file import shipped_suites
 from tnbench.report.results import RUN_COLUMNS
 from tnbench.resolution import parse_setting
 
+pytestmark = pytest.mark.usefixtures("settled_process")
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

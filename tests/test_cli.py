@@ -16,6 +16,8 @@ import pytest
 from tnbench import cli
 from tnbench.version import VERSION
 
+pytestmark = pytest.mark.usefixtures("settled_process")
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"Sentence {n} of a small corpus: {n * n} is the square of {n}.\n" for n in range(4000))
 

@@ -33,6 +33,8 @@ from tnbench.ablation.train import train
 from tnbench.errors import RequestError
 from tnbench.records import RunFolder, write_json
 
+pytestmark = pytest.mark.usefixtures("settled_process")
+
 STEPS = 120
 
 
@@ -168,6 +170,7 @@ def test_the_run_of_a_dead_worker(
 # several commands at once
 
 
+@pytest.mark.slow
 def test_two_commands_share_a_suite(uninterrupted: Path) -> None:
     for process in [start(), start()]:
         output = process.communicate(timeout=120)[0].decode()

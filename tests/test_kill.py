@@ -267,6 +267,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_kills_of_all_and_of_a_worker() -> None:
     draw = random.Random(1)
     training = Moment(draw.uniform(0, 0.05), steps=draw.randint(2, 6))

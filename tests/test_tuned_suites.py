@@ -17,6 +17,8 @@ from tnbench.ablation import command
 from tnbench.ablation.suite import load_suite
 from tnbench.records import RunFolder, read_metrics
 
+pytestmark = pytest.mark.usefixtures("settled_process")
+
 RATE = "training.learning_rate"
 TEXT = "".join(f"Sentence {n} of a small corpus: {n * n} is the square of {n}.\n" for n in range(1200))
 SUITE: dict[str, Any] = {
