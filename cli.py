@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tnbench.ablation import options as ablation
-from tnbench.errors import RequestError
+from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import options as generation
 from tnbench.options import (
     Device,
@@ -34,7 +34,6 @@ from tnbench.profiling.models import options as model_options
 from tnbench.version import VERSION
 
 WRONG_REQUEST = 2
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="tnbench",

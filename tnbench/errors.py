@@ -7,6 +7,9 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C has ended."""
+
 
 class RequestError(ValueError):
     """The request was wrong: nothing has been run. The CLI prints the message as one line, exit status 2."""

@@ -15,13 +15,11 @@ from tnbench.ablation.collect import collect, command_again
 from tnbench.ablation.execute import Ledger, ended_outcomes, execute
 from tnbench.ablation.plan import show_plan
 from tnbench.ablation.suite import Suite, load_suite
-from tnbench.errors import RequestError
+from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.records import require_writable
 from tnbench.report import terminal_table, write_reports
 from tnbench.report.results import Frame
 from tnbench.training.environment import require_device, say_fall_back
-
-INTERRUPTED = 130
 
 
 def chosen_device(device: str) -> str:

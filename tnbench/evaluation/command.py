@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnbench.errors import RequestError
+from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import sampling
 from tnbench.evaluation.generation import Decoder, generate, inference_model
 from tnbench.evaluation.loading import load_run
 from tnbench.evaluation.streaming import UNKNOWN, TextStream
 from tnbench.model import LanguageModel
-
-INTERRUPTED = 130
 
 
 def generate_text(

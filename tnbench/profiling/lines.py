@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from tnbench.errors import RequestError
-from tnbench.records import require_writable
+from tnbench.records import require_writable, write_atomic
 
 RECORDS = "records.jsonl"
 
@@ -87,6 +87,22 @@ class Lines:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise RecordsError(f"cannot write {self.path}: {reason}") from error
+
+    def write_files(self, contents: Mapping[str, str | bytes]) -> None:
+        """Write what is made from the records: each file as a whole or not at all.
+
+        Raises:
+            RecordsError: one cannot be written.
+        """
+        try:
+            for name, content in contents.items():
+                write_atomic(self.folder / name, content)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise RecordsError(
+                f"cannot write tables and plots to {self.folder}: {reason}; the records are kept, "
+                "and --report writes them again"
+            ) from error
 
     def each(self, take: Callable[[Line], None]) -> list[str]:
         """Hand every line on; none where there is no file.

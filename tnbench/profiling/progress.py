@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -76,3 +77,32 @@ class Watcher:
             self.told = progress.done
             line = f"{head} {progress.point}: {progress.result}{rest}"
             self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def conclude(progress: Progress, folder: Path | None, hidden: int, kind: str, console: Console) -> None:
+    """The closing lines of a campaign.
+
+    Args:
+        folder: where tables and plots are, None if none were written.
+        hidden: points measured now that the tables leave out.
+        kind: of what the tables show the measurement with most: implementations, variants.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    if hidden:
+        say(
+            f"note: {hidden} points measured now are recorded but not in the tables above, which show the "
+            f"measurement of most {kind}; another --results folder shows them"
+        )
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
+    measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
+    written = f" Tables and plots: {folder}" if folder else ""
+    say(f"{progress.points} points: {measured}, {progress.skipped} there already.{written}")
+    if progress.stopped:
+        left = progress.points - progress.done
+        say(
+            f"{progress.stopped}: finished points are kept, {left} are left; "
+            "the same command goes on from there"
+        )

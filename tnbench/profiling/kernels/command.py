@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tnbench.errors import RequestError
+from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.profiling.kernels import planning, report
 from tnbench.profiling.kernels.against import commit_of, kernels_at
 from tnbench.profiling.kernels.campaign import Campaign, Measurement, Point
@@ -22,11 +22,10 @@ from tnbench.profiling.lines import RecordsError, slug
 from tnbench.profiling.machine import installed_version
 from tnbench.profiling.machine import machine as machine_of
 from tnbench.profiling.pool import Pool
-from tnbench.profiling.progress import Progress, Watcher
+from tnbench.profiling.progress import Progress, Watcher, conclude
 from tnbench.records import command_line, provenance
 from tnbench.report.words import duration
 
-INTERRUPTED = 130
 TIMES = (20, 0.05)
 """Most calls, and seconds, of an implementation in a round."""
 ROUNDS = {"cuda": 5, "cpu": 3}
@@ -133,40 +132,17 @@ def _finish(store: Store, progress: Progress, session: str, console: Console) ->
         except RecordsError as error:
             console.print(f"failed: {error}", highlight=False, soft_wrap=True)
             return 1
-    now = [block for block in records.blocks if block.line["session"] == session]
-    if hidden := len(now) - sum(block.line["session"] == session for block in records.shown()):
-        console.print(
-            f"note: {hidden} points measured now are recorded but not in the tables above, which show the "
-            "measurement of most implementations; another --results folder shows them",
-            highlight=False,
-            soft_wrap=True,
-        )
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
-    measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
-    written = f" Tables and plots: {store.folder}" if records.blocks else ""
-    line = f"{progress.points} points: {measured}, {progress.skipped} there already.{written}"
-    console.print(line, highlight=False, soft_wrap=True)
-    if progress.stopped:
-        left = progress.points - progress.done
-        console.print(
-            f"{progress.stopped}: finished points are kept, {left} are left; "
-            "the same command goes on from there",
-            highlight=False,
-        )
+    shown = [block.line["session"] for block in records.shown()]
+    now = [block.line["session"] for block in records.blocks]
+    hidden = now.count(session) - shown.count(session)
+    conclude(progress, store.folder if records.blocks else None, hidden, "implementations", console)
     if progress.stopped == "interrupted":
         return INTERRUPTED
     return 1 if progress.rows.keys() & {"crashed", "hung"} else 0
 
 
 def _report(store: Store, records: Records, console: Console) -> None:
-    try:
-        frame, summary = report.write(store, records)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise RecordsError(
-            f"cannot write tables and plots to {store.folder}: {reason}; the records are kept, "
-            "and --report writes them again"
-        ) from error
+    frame, summary = report.write(store, records)
     for panel in panels(frame):
         console.print(terminal(panel))
     console.print(LEGEND, highlight=False)

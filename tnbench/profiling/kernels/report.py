@@ -7,7 +7,6 @@ from collections import Counter
 from tnbench.profiling.kernels import plots, rows, table
 from tnbench.profiling.kernels.panels import Panel, panels
 from tnbench.profiling.kernels.store import Records, Store, kernel_hash
-from tnbench.records import write_atomic
 from tnbench.report.drawing import save
 from tnbench.report.results import Frame
 
@@ -20,6 +19,9 @@ def write(store: Store, records: Records) -> tuple[Frame, Frame]:
     Returns:
         What kernels.csv and summary.csv hold. The others are comparisons.csv, break_even.csv, table.md, and
         OPERATOR-DTYPE-{time,memory,roofline}.{png,pdf}.
+
+    Raises:
+        RecordsError: a file cannot be written.
     """
     frame, summary, crossings = rows.kernels(records), rows.summary(records), rows.break_evens(records)
     contents: dict[str, str | bytes] = {
@@ -40,8 +42,7 @@ def write(store: Store, records: Records) -> tuple[Frame, Frame]:
                 name = "-".join([*key, measure])
                 contents[f"{name}.png"] = save(figure, "png", dpi=200)
                 contents[f"{name}.pdf"] = save(figure, "pdf")
-    for name, content in contents.items():
-        write_atomic(store.folder / name, content)
+    store.write_files(contents)
     return frame, summary
 
 

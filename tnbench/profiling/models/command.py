@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tnbench.errors import RequestError
+from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.profiling.lines import RecordsError, slug
 from tnbench.profiling.machine import installed_version, machine
 from tnbench.profiling.models import planning, report, table
@@ -20,11 +20,10 @@ from tnbench.profiling.models.campaign import Campaign, Measurement, Point, Sess
 from tnbench.profiling.models.largest import Axis, Search
 from tnbench.profiling.models.store import Records, Store, code_hash
 from tnbench.profiling.models.variants import Variant
-from tnbench.profiling.progress import Progress, Watcher
+from tnbench.profiling.progress import Progress, Watcher, conclude
 from tnbench.records import command_line, provenance
 from tnbench.report.words import duration, memory
 
-INTERRUPTED = 130
 PACKAGES = (
     *("torch", "triton", "flash-linear-attention", "fla-core", "liger-kernel", "transformers"),
     "nvidia-ml-py",
@@ -169,25 +168,8 @@ def _finish(store: Store, progress: Progress, session: str, console: Console) ->
             return 1
     shown = [block.line["session"] for block in records.shown()]
     now = [block.line["session"] for block in records.blocks]
-    if hidden := now.count(session) - shown.count(session):
-        console.print(
-            f"note: {hidden} points measured now are recorded but not in the tables above, which show the "
-            "measurement of most variants; another --results folder shows them",
-            highlight=False,
-            soft_wrap=True,
-        )
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
-    measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
-    written = f" Tables and plots: {store.folder}" if anything else ""
-    line = f"{progress.points} points: {measured}, {progress.skipped} there already.{written}"
-    console.print(line, highlight=False, soft_wrap=True)
-    if progress.stopped:
-        left = progress.points - progress.done
-        console.print(
-            f"{progress.stopped}: finished points are kept, {left} are left; "
-            "the same command goes on from there",
-            highlight=False,
-        )
+    hidden = now.count(session) - shown.count(session)
+    conclude(progress, store.folder if anything else None, hidden, "variants", console)
     if progress.stopped == "interrupted":
         return INTERRUPTED
     return 1 if "failed" in progress.rows else 0

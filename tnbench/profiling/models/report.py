@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from tnbench.profiling.lines import RecordsError
 from tnbench.profiling.models import plots, rows, table
 from tnbench.profiling.models.store import Records, Store
-from tnbench.records import write_atomic
 from tnbench.report.drawing import save
 from tnbench.report.results import Frame
 
@@ -31,15 +29,7 @@ def write(store: Store, records: Records) -> tuple[Frame, Frame]:
     for name, figure in plots.figures(frame):
         contents[f"{name}.png"] = save(figure, "png", dpi=200)
         contents[f"{name}.pdf"] = save(figure, "pdf")
-    try:
-        for name, content in contents.items():
-            write_atomic(store.folder / name, content)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise RecordsError(
-            f"cannot write tables and plots to {store.folder}: {reason}; the records are kept, "
-            "and --report writes them again"
-        ) from error
+    store.write_files(contents)
     return frame, found
 
 
