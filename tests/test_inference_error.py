@@ -12,6 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from tnbench.errors import RequestError
 from tnbench.kernels.linear_attention import original, recurrent
 from tnbench.profiling import inference_error as study_module
 from tnbench.profiling import inference_error_model as model_module
@@ -322,3 +323,12 @@ def test_the_figure_is_drawn_from_the_committed_records(record):
 
 def test_the_committed_folder_is_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 300_000
+
+
+def test_another_study_is_not_written_over(tmp_path: Path):
+    record = {"schema": 1, "heads": 2, "log_limits": {"fp32": 88.7}, "series": [{"head": 1}]}
+    report_module.write(tmp_path, record)
+    report_module.require_alike(tmp_path, {"heads": 2}, ["fp32"])
+    for heads, dtypes in ((3, ["fp32"]), (2, ["bf16"])):
+        with pytest.raises(RequestError, match="another folder"):
+            report_module.require_alike(tmp_path, {"heads": heads}, dtypes)

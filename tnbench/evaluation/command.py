@@ -118,7 +118,7 @@ class _Samples:
     def speeds(self, prompt: int) -> Iterator[str]:
         """Of what was made after the first token, and how long that one took after a prompt of so many."""
         if self._steps > 1:
-            made = (self._steps - 1) * len(self._streams)
+            made = self.tokens - len(self._streams)  # samples that have ended make no more
             yield f"{made / (self.seconds - self._first):,.0f} tokens/s after the first"
         if self._steps:
             yield f"prompt of {_count(prompt)} and first token in {self._first:.2f} s"

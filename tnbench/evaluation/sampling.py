@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Temperatures below it are 0 to fp32."""
+
 
 def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raises ValueError for values that no distribution has."""
@@ -46,7 +49,7 @@ def distribution(
     tensor([[0.6667, 0.3333, 0.0000, 0.0000]])
     """
     check(temperature, top_k, top_p)
-    if temperature == 0:
+    if temperature < SMALLEST:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     scores = logits.float()
     # From the largest down, so that no temperature makes it overflow.
@@ -96,7 +99,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, logits: Tensor) -> Tensor:
         """Tokens (batch,), int64, for logits (batch, vocabulary)."""
-        if self.temperature == 0:
+        if self.temperature < SMALLEST:
             return logits.argmax(-1)
         shares = distribution(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         # argmax of p / Exp(1) is distributed as p; torch.multinomial waits for the device to check its input.

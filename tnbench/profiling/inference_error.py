@@ -34,7 +34,7 @@ from tnbench.errors import RequestError, nearest
 from tnbench.kernels.linear_attention import chunked, original, recurrent
 from tnbench.model.decays import OfficialDecay
 from tnbench.profiling.inference_error_model import decode_model
-from tnbench.profiling.inference_error_report import FOLDER, RECORDS, report, write
+from tnbench.profiling.inference_error_report import FOLDER, RECORDS, report, require_alike, write
 from tnbench.records import command_line, now, provenance, require_writable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -384,6 +384,9 @@ def main(
         except ValueError as error:
             raise RequestError(str(error)) from None
         require_writable(folder)
+        if not redraw:
+            sizes = ("heads", "head_dim", "layer", "layers", "length", "seeds")
+            require_alike(folder, {name: getattr(study, name) for name in sizes}, dtypes)
     except RequestError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

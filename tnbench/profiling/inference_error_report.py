@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
+from tnbench.errors import RequestError
 from tnbench.records import write_atomic
 from tnbench.report.drawing import FONT, INK, WIDTH, save, style
 from tnbench.report.results import Frame
@@ -44,6 +46,23 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     head = {name: value for name, value in record.items() if name != "series"}
     lines = [json.dumps(part, ensure_ascii=False) for part in (head, *record["series"])]
     write_atomic(folder / RECORDS, "\n".join(lines) + "\n")
+
+
+def require_alike(folder: Path, study: Mapping[str, Any], dtypes: Sequence[str]) -> None:
+    """Refuse to write over the records of another study.
+
+    Raises:
+        RequestError: there are such records.
+    """
+    if not (folder / RECORDS).exists():
+        return
+    try:
+        there = read(folder)
+    except (ValueError, OSError):
+        return  # nothing that could be lost
+    alike = all(there.get(name) == value for name, value in study.items())
+    if not alike or list(there["log_limits"]) != list(dtypes):
+        raise RequestError(f"{folder} holds another study; choose another folder with --results")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,7 +101,7 @@ def wanted(
         raise RequestError("--suite brings its own variants: leave out --preset and --variant")
     if variants and not presets:
         presets = ("transnormerllm",)
-    sizes = names("--size", size.lower() if size else None, tuple(SIZES))
+    sizes = names("--size", size.lower() if size is not None else None, tuple(SIZES))
     if precision is not None:
         names("--precision", precision, ("fp32", "bf16"))
     return Wanted(
@@ -241,6 +242,8 @@ def setting_words(diff: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, separators=(",", ":"))
     return str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -100,7 +101,7 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
         RequestError: no name, no diff, or a setting that cannot be read.
     """
     name, sign, rest = text.partition(":")
-    words = rest.split()
+    words = re.split(r"\s+(?=[\w.]+=)", rest.strip()) if rest.strip() else []
     if not sign or not name.strip() or not words:
         raise RequestError(
             f"--variant {shown(text)}: write NAME: KEY=VALUE …, as in 'no-gate: model.gate=false'"
