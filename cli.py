@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tnbench.ablation import options as ablation
-from tnbench.errors import INTERRUPTED, RequestError
+from tnbench.commands import leave, run
+from tnbench.errors import RequestError
 from tnbench.evaluation import options as generation
 from tnbench.options import (
     Device,
@@ -32,8 +30,6 @@ from tnbench.options import (
 from tnbench.profiling.kernels import options as kernel_options
 from tnbench.profiling.models import options as model_options
 from tnbench.version import VERSION
-
-WRONG_REQUEST = 2
 
 app = typer.Typer(
     name="tnbench",
@@ -114,7 +110,7 @@ def ablate(
         raise RequestError(f"--{chosen[0]} and --{chosen[1]} exclude each other")
     from tnbench.ablation import command
 
-    _leave(
+    leave(
         command.ablate(
             suite,
             settings=_settings(settings),
@@ -149,10 +145,10 @@ def train(
                 raise RequestError(f"--from repeats a run as it was: {option} does not go with it")
         from tnbench.ablation.repeat import repeat
 
-        _leave(repeat(source, results=results, keep=keep.value, console=_console()))
+        leave(repeat(source, results=results, keep=keep.value, console=_console()))
     from tnbench.ablation.train import train as train_one
 
-    _leave(
+    leave(
         train_one(
             settings=_settings(settings),
             seed=seed,
@@ -181,7 +177,7 @@ def generate(
     """Continue a text with a run's model, token by token; Ctrl-C stops it."""
     from tnbench.evaluation import command
 
-    _leave(
+    leave(
         command.generate_text(
             run,
             prompt=prompt,
@@ -264,7 +260,7 @@ def profile_kernels(
         length=length, shape=shape, batch=batch, heads=heads, head_dim=head_dim, rows=rows,
         width=width, dtype=dtype, mode=mode, form=form
     )  # fmt: skip
-    _leave(
+    leave(
         command.profile_kernels(
             operators or [],
             axes=axes,
@@ -313,7 +309,7 @@ def profile_model(
         _require_report_alone(context)
         from tnbench.profiling.models.command import report_all
 
-        _leave(report_all(results, console))
+        leave(report_all(results, console))
     from tnbench.ablation.profiled import suite_models
     from tnbench.profiling.models import command, planning
 
@@ -321,7 +317,7 @@ def profile_model(
         mode=mode, size=size, context=contexts, batch=batch, vocabulary=vocabulary, precision=precision,
         presets=preset or [], variants=variant or [], suite=suite, settings=_settings(settings), budget=fit
     )  # fmt: skip
-    _leave(
+    leave(
         command.profile_model(
             wanted,
             suites=suite_models,
@@ -382,47 +378,9 @@ def data_info(
     data_prepare(corpus, tokenizer, text_field, as_json)
 
 
-_left: list[int] = []
-"""The status with which a command has ended after saying how."""
-
-
-def _leave(status: int) -> None:
-    _left.append(status)
-    raise typer.Exit(status)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 something failed, 2 a wrong request, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        status = app(arguments, standalone_mode=False)
-        if status == INTERRUPTED and not _left:  # the parser has caught Ctrl-C
-            _fail("interrupted before anything was run", INTERRUPTED, debug)
-        sys.exit(status if isinstance(status, int) else 0)
-    except RequestError as error:
-        _fail(str(error), WRONG_REQUEST, debug)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `tnbench list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the parser
-            _fail(error.format_message(), WRONG_REQUEST, debug)  # type: ignore[attr-defined]
-        if type(error).__name__ == "Abort":
-            _fail("interrupted", INTERRUPTED, debug)
-        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
-
-
-def _fail(message: str, status: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    line = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    typer.echo(f"tnbench: {shown}", err=True)
-    sys.exit(status)
+    run(app, arguments)
 
 
 if __name__ == "__main__":

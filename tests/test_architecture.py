@@ -15,7 +15,7 @@ import tnbench
 ROOT = Path(tnbench.__file__).parent
 
 FLOORS: list[set[str]] = [
-    {"", "errors", "version", "options", "console"}
+    {"", "errors", "version", "options", "console", "commands"}
     | {"registry", "config", "resolution", "records", "statistics", "kernels"},
     {"model", "data"},
     {"training", "evaluation", "profiling", "interop", "report"},

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
+from tnbench.commands import run_alone
 from tnbench.errors import RequestError
 from tnbench.kernels.linear_attention import original, recurrent
 from tnbench.profiling import inference_error as study_module
@@ -172,18 +172,26 @@ def test_a_model_is_lost_with_its_fastest_head(monkeypatch):
     assert lost["robust"]["largest_error"] < 1e-2
 
 
-def command(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command()(study_module.main)
-    return CliRunner().invoke(app, list(arguments))
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command; gives its exit status and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_alone(study_module.main, list(arguments))
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out + shown.err
+
+    return run
 
 
-def test_command_records_and_report(tmp_path, monkeypatch):
+def test_command_records_and_report(command, tmp_path, monkeypatch):
     """Records hold what was measured; table and figure are rebuilt from them alone."""
     monkeypatch.setattr(model_module, "TOKENS", 26)
     sizes = ["--heads", "3", "--head-dim", "8", "--length", "200", "--seeds", "2", "--dtype", "fp16,fp32"]
-    done = command(*sizes, "--results", str(tmp_path))
-    assert done.exit_code == 0, done.output
+    status, output = command(*sizes, "--results", str(tmp_path))
+    assert status == 0, output
     folder = tmp_path / "models" / "inference-error"
     names = {path.name for path in folder.iterdir()}
     rest = {"errors.csv", "overflow.csv", "table.md", "inference-error.png", "inference-error.pdf"}
@@ -198,7 +206,7 @@ def test_command_records_and_report(tmp_path, monkeypatch):
     for name in rest:
         (folder / name).unlink()
     monkeypatch.setattr(study_module, "measure", None)
-    assert command("--report", "--results", str(tmp_path)).exit_code == 0
+    assert command("--report", "--results", str(tmp_path))[0] == 0
     assert {name: (folder / name).read_bytes() for name in rest} == before
 
     frame = report_module.load(folder)
@@ -218,13 +226,16 @@ def test_command_records_and_report(tmp_path, monkeypatch):
         (["--length", "0"], "length = 0 must be at least 1"),
         (["--device", "tpu"], "take cpu"),
         (["--report"], "no records"),
+        (["--heads", "abc"], "Invalid value for '--heads'"),
+        (["--threads", "0"], "Invalid value for '--threads'"),
     ],
 )
-def test_wrong_requests_are_refused_in_one_line(arguments, message, tmp_path):
-    done = command(*arguments, "--results", str(tmp_path))
-    assert done.exit_code == 2
-    assert message in done.output
-    assert done.output.count("\n") == 1
+def test_wrong_requests_are_refused_in_one_line(command, arguments, message, tmp_path):
+    status, output = command(*arguments, "--results", str(tmp_path))
+    assert status == 2
+    assert output.startswith("tnbench: ")
+    assert message in output
+    assert output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

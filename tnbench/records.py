@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -330,5 +331,5 @@ def _processor() -> str:
 
 
 def command_line() -> str:
-    """The command as it was typed, without this machine's path to the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command for a shell, without this machine's path to the program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

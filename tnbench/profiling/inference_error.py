@@ -30,11 +30,12 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
+from tnbench.commands import run_alone
 from tnbench.errors import RequestError, nearest
 from tnbench.kernels.linear_attention import chunked, original, recurrent
 from tnbench.model.decays import OfficialDecay
 from tnbench.profiling.inference_error_model import decode_model
-from tnbench.profiling.inference_error_report import FOLDER, RECORDS, report, require_alike, write
+from tnbench.profiling.inference_error_report import FOLDER, report, require_alike, write
 from tnbench.records import command_line, now, provenance, require_writable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -361,10 +362,10 @@ def main(
     head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 64,
     layer: Annotated[int, typer.Option(help="Layer, from 0; later ones have smaller slopes.")] = 0,
     layers: Annotated[int, typer.Option(help="Layers of the model that the layer is one of.")] = 24,
-    length: Annotated[int, typer.Option(help="Steps decoded.")] = 24576,
+    length: Annotated[int, typer.Option(max=1 << 24, help="Steps decoded.")] = 24576,
     dtype: Annotated[str, typer.Option(help="Any of fp32, bf16, fp16, with commas.")] = "fp32,bf16,fp16",
     seeds: Annotated[int, typer.Option(help="Sequences decoded, each from its own seed.")] = 4,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     results: Annotated[Path, typer.Option(help="Where the records are written.")] = Path("results"),
     redraw: Annotated[
@@ -373,28 +374,23 @@ def main(
 ) -> None:
     """Compare the paper's original inference with its robust one: error over the position, per head."""
     folder = results / FOLDER
+    if redraw:
+        typer.echo(report(folder))
+        return
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise RequestError(f"--device {device}: torch has no such device here; take cpu")
+    dtypes = _chosen(dtype)
     try:
-        if redraw and not (folder / RECORDS).exists():
-            raise RequestError(f"no records in {folder}; measure first, without --report")
-        if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise RequestError(f"--device {device}: torch has no such device here; take cpu")
-        dtypes = _chosen(dtype)
-        try:
-            study = Study(heads, head_dim, layer, layers, length, seeds, device)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-        require_writable(folder)
-        if not redraw:
-            sizes = ("heads", "head_dim", "layer", "layers", "length", "seeds")
-            require_alike(folder, {name: getattr(study, name) for name in sizes}, dtypes)
-    except RequestError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    if not redraw:
-        write(folder, study_record(study, dtypes, threads, partial(typer.echo, err=True)))
+        study = Study(heads, head_dim, layer, layers, length, seeds, device)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    require_writable(folder)
+    sizes = ("heads", "head_dim", "layer", "layers", "length", "seeds")
+    require_alike(folder, {name: getattr(study, name) for name in sizes}, dtypes)
+    write(folder, study_record(study, dtypes, threads, partial(typer.echo, err=True)))
     typer.echo(report(folder))
     typer.echo(f"records, tables and figure: {folder}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_alone(main)

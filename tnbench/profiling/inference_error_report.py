@@ -52,14 +52,11 @@ def require_alike(folder: Path, study: Mapping[str, Any], dtypes: Sequence[str])
     """Refuse to write over the records of another study.
 
     Raises:
-        RequestError: there are such records.
+        RequestError: there are such records, or such as cannot be read.
     """
     if not (folder / RECORDS).exists():
         return
-    try:
-        there = read(folder)
-    except (ValueError, OSError):
-        return  # nothing that could be lost
+    there = read(folder)
     alike = all(there.get(name) == value for name, value in study.items())
     if not alike or list(there["log_limits"]) != list(dtypes):
         raise RequestError(f"{folder} holds another study; choose another folder with --results")
@@ -69,11 +66,20 @@ def read(folder: Path) -> dict[str, Any]:
     """The record of a folder.
 
     Raises:
-        ValueError: it is not one of these records.
+        RequestError: there is none, or it is not one of these records.
     """
-    record, *series = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()] or [{}]
-    if record.get("schema") != 1 or not series:
-        raise ValueError(f"{folder / RECORDS} is no record of tnbench.profiling.inference_error")
+    path = folder / RECORDS
+    try:
+        record, *series = [json.loads(line) for line in path.read_text().splitlines()]
+        if record["schema"] != 1 or not series:
+            raise ValueError
+    except FileNotFoundError:
+        raise RequestError(f"no records in {folder}; measure first, without --report") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RequestError(
+            f"{path} is damaged, or no record of tnbench.profiling.inference_error; measure again into "
+            "another folder with --results"
+        ) from error
     return {**record, "series": series}
 
 

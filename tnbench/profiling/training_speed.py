@@ -20,6 +20,7 @@ import torch
 import typer
 from torch import Tensor
 
+from tnbench.commands import run_alone
 from tnbench.config import RunConfig
 from tnbench.data import TokenData, prepare
 from tnbench.model import LanguageModel
@@ -146,4 +147,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_alone(main)
