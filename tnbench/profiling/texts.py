@@ -41,6 +41,8 @@ def names(option: str, text: str | None, known: Sequence[str]) -> tuple[str, ...
     if text is None:
         return None
     found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    if "" in found:
+        raise RequestError(f"{option}: an empty name; write {','.join(known[:2])}, …")
     for name in found:
         if name not in known:
             raise RequestError(f"{option} {name}: {nearest(name, known)}")
@@ -57,6 +59,16 @@ def number(value: float | None) -> str:
         return NOTHING
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:.{places}f}"
+
+
+def signed_percent(share: float) -> str:
+    """A share as a whole per cent with its sign.
+
+    >>> signed_percent(0.021), signed_percent(-0.051), signed_percent(-0.0001)
+    ('+2 %', '−5 %', '0 %')
+    """
+    percent = round(100 * share)
+    return f"{'+' if percent > 0 else '−' if percent < 0 else ''}{abs(percent)} %"
 
 
 def place(value: int) -> str:

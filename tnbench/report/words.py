@@ -159,15 +159,19 @@ def short(value: float) -> str:
 
 
 def memory(size: float) -> str:
-    """Bytes in MiB or GiB.
+    """Bytes in the unit that suits them.
 
-    >>> memory(432 * 2**20), memory(3 * 2**30)
-    ('432 MiB', '3 GiB')
+    >>> memory(432 * 2**20), memory(3 * 2**30), memory(1000), memory(0)
+    ('432 MiB', '3 GiB', '1000 bytes', '0 bytes')
     """
     if not math.isfinite(size):
         return NOTHING
-    mebibytes = float(f"{size / 2**20:.3g}")
-    return f"{mebibytes:g} MiB" if mebibytes < 1000 else f"{size / 2**30:.3g} GiB"
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    index = 0
+    while index < len(units) - 1 and float(f"{size / 1024**index:.3g}") >= (1000 if index > 1 else 1024):
+        index += 1
+    value = size / 1024**index
+    return f"{value:.0f} {units[index]}" if index == 0 else f"{float(f'{value:.3g}'):g} {units[index]}"
 
 
 def speed(tokens_per_second: float, ratio: float) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tnbench.config import digest
 from tnbench.profiling.lines import Line
@@ -24,6 +24,8 @@ from tnbench.profiling.progress import Progress, TimeIsUp
 from tnbench.profiling.samples import summary
 from tnbench.profiling.texts import number, place
 from tnbench.records import now
+
+Job = TypeVar("Job")
 
 LIMITS = {"prepare": 1800.0, "time": 600.0, "energy": 300.0, "roofline": 180.0}
 """Seconds after which a silent process counts as hung: compiling a large model takes many minutes."""
@@ -139,6 +141,42 @@ class Session:
         progress.doing = doing
         self.watch(progress)
 
+    def go_through(
+        self,
+        jobs: Sequence[Job],
+        known: Callable[[Job], object],
+        do: Callable[[Job, Progress], None],
+        line: Line,
+    ) -> Progress:
+        """Do the jobs of which nothing is known yet, in order.
+
+        Args:
+            line: what the session's line says beside its id and start.
+
+        Raises:
+            RecordsError: a record could not be written; what was written before is kept.
+        """
+        progress = Progress(len(jobs))
+        there = [bool(known(job)) for job in jobs]
+        if all(there):
+            progress.done = progress.skipped = len(jobs)
+            return progress
+        self.begin(line)
+        try:
+            for job, skipped in zip(jobs, there, strict=True):
+                if skipped:
+                    progress.skipped += 1
+                else:
+                    do(job, progress)
+                    progress.first = progress.first or time.monotonic()
+                progress.done += 1
+                self.watch(progress)
+        except KeyboardInterrupt:
+            progress.stopped = "interrupted"
+        except TimeIsUp:
+            progress.stopped = "time limit"
+        return progress
+
 
 class Campaign:
     """Measures points into a store."""
@@ -147,38 +185,16 @@ class Campaign:
         self.session, self.measurement = session, measurement
 
     def run(self, points: Sequence[Point], records: Records, line: Line) -> Progress:
-        """Measure what is not current yet, in order.
+        """Measure what is not current yet: see `Session.go_through`."""
 
-        Args:
-            line: what the session's line says beside its id and start.
+        def known(point: Point) -> object:
+            return records.current(point.key(self.measurement), point.arms)
 
-        Raises:
-            RecordsError: a record could not be written; what was written before is kept.
-        """
-        progress = Progress(len(points))
-        there = [records.current(point.key(self.measurement), point.arms) for point in points]
-        if all(there):
-            progress.done = progress.skipped = len(points)
-            return progress
-        self.session.begin(line)
-        try:
-            for point, block in zip(points, there, strict=True):
-                if block is None:
-                    progress.point = words(point.case)
-                    self._measure(point, progress)
-                    progress.first = progress.first or time.monotonic()
-                else:
-                    progress.skipped += 1
-                progress.done += 1
-                self.session.watch(progress)
-        except KeyboardInterrupt:
-            progress.stopped = "interrupted"
-        except TimeIsUp:
-            progress.stopped = "time limit"
-        return progress
+        return self.session.go_through(points, known, self._measure, line)
 
     def _measure(self, point: Point, progress: Progress) -> None:
         """Prepare and time all variants of a point, and record its block."""
+        progress.point = words(point.case)
         self._measure_roofline(progress)
         identity = {"block": secrets.token_hex(6), "session": self.session.id}
         with self.session.pool() as pool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from tnbench.profiling.lines import Line
 from tnbench.profiling.models.campaign import Point, Session, config_digest
 from tnbench.profiling.models.store import FAILED, Records
 from tnbench.profiling.models.variants import Variant
-from tnbench.profiling.progress import Progress, TimeIsUp
+from tnbench.profiling.progress import Progress
 from tnbench.profiling.texts import place
 from tnbench.records import now
 
@@ -69,32 +69,19 @@ class Search:
             **point.stack,
         }
 
-    def run(self, points: list[Point], records: Records, line: Line) -> Progress:
-        """Search for what is not known yet.
+    def run(self, points: Sequence[Point], records: Records, line: Line) -> Progress:
+        """Search for what is not known yet: see `Session.go_through`."""
+        return self.session.go_through(
+            self.jobs(points),
+            lambda job: records.found(self.key(*job)),
+            lambda job, progress: self._search(*job, progress),
+            line,
+        )
 
-        Raises:
-            RecordsError: a record could not be written; what was written before is kept.
-        """
-        jobs = [(point, variant) for point in points for variant in point.variants]
-        progress = Progress(len(jobs))
-        there = [records.found(self.key(*job)) for job in jobs]
-        if all(there):
-            progress.done = progress.skipped = len(jobs)
-            return progress
-        self.session.begin(line)
-        try:
-            for (point, variant), known in zip(jobs, there, strict=True):
-                if known is None:
-                    self._search(point, variant, progress)
-                else:
-                    progress.skipped += 1
-                progress.done += 1
-                self.session.watch(progress)
-        except KeyboardInterrupt:
-            progress.stopped = "interrupted"
-        except TimeIsUp:
-            progress.stopped = "time limit"
-        return progress
+    @staticmethod
+    def jobs(points: Sequence[Point]) -> list[tuple[Point, Variant]]:
+        """One search for every variant of every point."""
+        return [(point, variant) for point in points for variant in point.variants]
 
     def _place(self, point: Point, value: int) -> tuple[int, int]:
         """Context and batch of a trial."""

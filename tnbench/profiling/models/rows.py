@@ -7,6 +7,7 @@ empty where it does not apply or was not measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def _speed(records: Records, block: Block, row: Line) -> dict[str, Any]:
     base = block.rows[0]
     if timed(base) and base is not row:
         pair = compare(block, row, base)
-        found |= {"base": base["variant"], "ratio": pair.ratio, "verdict": pair.verdict}
+        found |= {"base": base["variant"], "ratio": pair.ratio, "verdict": _verdict(pair)}
         found |= {"ratio_low": pair.low, "ratio_high": pair.high}
     return found
 
@@ -157,6 +158,11 @@ def compare(block: Block, own: Line, other: Line) -> Speedup:
     return speedup(mine[:both], others[:both])
 
 
+def _verdict(pair: Speedup) -> str | None:
+    """None where there is no interval to judge by."""
+    return pair.verdict if math.isfinite(pair.low) else None
+
+
 def comparisons(records: Records) -> Frame:
     """Every variant against the base of its point, and ours against the peers: comparisons.csv."""
     rows = []
@@ -171,7 +177,7 @@ def comparisons(records: Records) -> Frame:
                 "ratio": pair.ratio,
                 "low": pair.low,
                 "high": pair.high,
-                "verdict": pair.verdict,
+                "verdict": _verdict(pair),
                 "rounds": pair.rounds,
             }
         )

@@ -148,6 +148,8 @@ FIELDS = {
     "largest": ("session", "time", "case", "variant", "config", "status", "code"),
 }
 """What a line of a kind has at least."""
+MEASURED = ("tokens", "flops", "floor_bytes", "times")
+"""What a row with times has beside that."""
 CASE = ("mode", "size", "context", "batch", "vocabulary", "precision", "suite", "limit")
 
 
@@ -164,6 +166,7 @@ def _take(line: Line, records: Records, pending: dict[str, list[Line]]) -> None:
         case "roofline":
             records.rooflines.append(line)
         case "row":
+            _ = [line[name] for name in MEASURED if line["status"] == "ok"]
             pending.setdefault(line["block"], []).append(line)
         case "block":
             rows = pending.pop(line["block"], [])

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.profiling.models.store import Records
-from tnbench.profiling.texts import markdown_table, number, place
+from tnbench.profiling.texts import markdown_table, number, place, signed_percent
 from tnbench.report.formats import escape_markdown
 from tnbench.report.results import Frame
 from tnbench.report.words import NOTHING, memory, short
@@ -69,7 +69,7 @@ def _ratio(row: Mapping[str, Any]) -> str:
     if pd.isna(row["ratio"]):
         return "base" if pd.isna(row["base"]) and row["source"] == "ours" else NOTHING
     if pd.isna(row["ratio_low"]):
-        return f"{row['ratio']:.2f} (not paired)"
+        return f"{row['ratio']:.2f} ({'one round' if row['interleaved'] else 'not paired'})"
     return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}] {MARKS[row['verdict']]}"
 
 
@@ -86,7 +86,7 @@ def _memory(row: Mapping[str, Any]) -> str:
     if pd.isna(row["peak_memory_bytes"]):
         return ""
     text = memory(row["peak_memory_bytes"])
-    return text if pd.isna(row["memory_error"]) else f"{text} ({100 * row['memory_error']:+.0f} %)"
+    return text if pd.isna(row["memory_error"]) else f"{text} ({signed_percent(row['memory_error'])})"
 
 
 def terminal(title: str, rows: Frame) -> Group:
@@ -113,9 +113,11 @@ def largest_rows(frame: Frame) -> list[list[str]]:
         axis = row["axis"]
         other = "batch" if axis == "context" else "context"
         held = f"{other} {place(int(row[other]))}"
-        found = place(int(row["largest"])) if pd.notna(row["largest"]) else str(row["status"])
+        found = str(row["status"])
+        if pd.notna(row["largest"]):
+            found = place(int(row["largest"])) if row["largest"] else "nothing fits"
         predicted = place(int(row["predicted"])) if pd.notna(row["predicted"]) else NOTHING
-        off = f"{100 * row['prediction_error']:+.0f} %" if pd.notna(row["prediction_error"]) else NOTHING
+        off = signed_percent(row["prediction_error"]) if pd.notna(row["prediction_error"]) else NOTHING
         words = (f"{row['mode']}, {row['size']}, {row['precision']}", row["variant"], f"{axis} at {held}")
         rows.append([*map(str, words), found, predicted, off, memory(row["memory_bytes"])])
     return rows

@@ -94,7 +94,7 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction(min(1.0, spec.limit / whole))
         predicted = _predicted(spec)
         total = predicted["predicted_memory_bytes"]
-        self._refuse_if_too_large(total, spec.limit)
+        self._refuse_if_too_large(total)
         started = time.perf_counter()
         self._arm = arm = arms.build(spec)
         read = arm.read(arm.call())
@@ -147,17 +147,14 @@ class Worker:
 
         return energy.measure(self._arm.call, float(request["seconds"]), self.device)
 
-    def _refuse_if_too_large(self, predicted: int | None, limit: int | None) -> None:
+    def _refuse_if_too_large(self, predicted: int | None) -> None:
         """Before it takes a CPU's memory: its process, or another one, would be killed."""
         from tnbench.profiling.kernels import memory
 
         if self.device == "cpu" and predicted is not None:
-            allowed = memory.available(self.device) * 3 // 4
-            allowed = allowed if limit is None else min(allowed, limit)
-            if predicted > allowed:
-                raise MemoryError(
-                    f"needs about {predicted >> 20} MiB of memory, {allowed >> 20} MiB are free"
-                )
+            free = memory.available(self.device) * 3 // 4
+            if predicted > free:
+                raise MemoryError(f"needs about {predicted >> 20} MiB of memory, {free >> 20} MiB are free")
 
     def _free(self) -> None:
         """Give memory back: idle processes share one GPU."""
