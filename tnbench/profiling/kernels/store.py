@@ -142,16 +142,16 @@ class Records:
         return [[one for one in found if one.stack == found[-1].stack] for found in by_case.values()]
 
     def copy_rate(self, session: str) -> float:
-        """Median copied bytes per second of a session, NaN where none was measured."""
-        rates = sorted(
+        """Most bytes copied in a second of a session, NaN where none was measured.
+
+        A roofline is a bound: a copy that something slowed must not make shares of it larger.
+        """
+        rates = (
             line["copy_bytes_per_second"]
             for line in self.rooflines
             if line["session"] == session and line.get("copy_bytes_per_second")
         )
-        if not rates:
-            return math.nan
-        middle = len(rates) // 2
-        return rates[middle] if len(rates) % 2 else (rates[middle - 1] + rates[middle]) / 2
+        return max(rates, default=math.nan)
 
 
 class Store(Lines):
