@@ -54,8 +54,9 @@ COLUMNS = (
     *("best_peer", "speedup", "speedup_low", "speedup_high", "verdict"),
     *("rounds", "device", "versions", "kernel_hash", "session", "measured", "reproduce"),
 )
-"""Columns of kernels.csv. `floor_seconds` is what the smallest possible traffic takes at the highest copy rate
-of the session, and `roofline_share` is that over the time: of CUDA graphs where there is one, as in `tflops`."""
+"""Columns of kernels.csv. `floor_seconds` is what the smallest possible traffic takes at the highest copy
+rate of the session, and `roofline_share` is that over the time: of CUDA graphs where there is one, as in
+`tflops`."""
 
 SIZES = ("length", "batch", "heads", "key_dim", "value_dim", "rows", "width")
 WHOLE = (

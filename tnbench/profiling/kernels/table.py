@@ -29,7 +29,7 @@ LEGEND = (
     "with a cold L2 on a GPU, warm caches on a CPU. "
     "× best peer: how many times faster than the fastest correct implementation that is not ours "
     "(+ faster, − slower, ? undecided: 95 % t interval over interleaved rounds). both: forward and backward. "
-    "Share of roofline: smallest possible traffic at the highest copy rate of the same session, over the time."
+    "Share of roofline: smallest possible traffic at the highest copy rate of the session, over the time."
 )
 
 
