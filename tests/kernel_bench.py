@@ -15,6 +15,7 @@ from tnbench.profiling.progress import Progress
 
 WORKER = Path(__file__).with_name("fake_kernel_worker.py")
 FINE = {"fine-1": "ours", "fine-3": "peer", "fine-9": "torch", "fine-2": "softmax"}
+COMPILES = {"ours": "anew", "peer": "once"}
 MEASUREMENT = Measurement(rounds=3, calls=3, seconds=0.01)
 
 
@@ -31,6 +32,7 @@ def point(length: int, implementations: dict[str, str], mode: str = "forward", g
         kernel_hash="0123",
         stack={"torch": "2", "triton": None},
         command="tnbench profile-kernels linear_attention",
+        compiles={name: COMPILES[source] for name, source in implementations.items() if source in COMPILES},
     )
 
 

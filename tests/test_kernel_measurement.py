@@ -383,14 +383,8 @@ def test_a_process_measures_the_kernels_of_another_checkout(tmp_path: Path):
     chunked.write_text(
         chunked.read_text() + "\n\nprint('the other one')\nraise RuntimeError('is imported')\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "tnbench.profiling.kernels.worker",
-        "chunked",
-        "--kernels-from",
-        str(tmp_path),
-    ]
+    module = "tnbench.profiling.kernels.worker"
+    command = [sys.executable, "-m", module, "chunked", "--kernels-from", str(tmp_path)]
     text = json.dumps(request("prepare", attend("forward"))) + "\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

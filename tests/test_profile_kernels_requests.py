@@ -113,6 +113,16 @@ def test_pairs_stay_pairs_where_batch_and_heads_are_axes() -> None:
     assert [(shape["batch"], shape["heads"]) for shape in shapes] == [(2, 4), (3, 8)]
 
 
+def test_points_know_what_is_compiled() -> None:
+    """What is plain torch is not, what another revision runs is as its twin."""
+    names = ("chunked", "chunked-compiled")
+    for commit, compiled in (("", {"chunked-compiled"}), ("ab", {"chunked-compiled", "chunked-compiled@ab"})):
+        wanted = planning.Wanted(("linear_attention",), implementations=names, commit=commit)
+        assert {
+            name: how for one in planning.points(wanted, "cpu", {}, "") for name, how in one.compiles.items()
+        } == dict.fromkeys(compiled, "anew")
+
+
 def test_what_operators_share_makes_their_measurements_old(tmp_path: Path) -> None:
     folder = tmp_path / "kernels" / "lrpe"
     folder.mkdir(parents=True)

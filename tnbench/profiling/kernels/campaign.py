@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tnbench.profiling.kernels.compiling import compile_all
@@ -25,7 +25,7 @@ ROOFLINE = "roofline"
 ROOMY = 4 << 30
 """Bytes that a case moves at least, up to which all implementations of it are judged at the same time."""
 SIZES = ("length", "batch", "rows")
-"""Axes that peers do not tune themselves for."""
+"""Axes that peers do not tune themselves for. Some are compiled anew for each of them."""
 ROOFLINE_EVERY = 60.0
 """Seconds after which the copy rate is measured again: clocks and temperatures drift."""
 
@@ -65,6 +65,8 @@ class Point:
     """Versions of torch and triton."""
     command: str
     """The command of this point, to which `--implementation NAME` is added."""
+    compiles: dict[str, str] = field(default_factory=dict)
+    """Name → `once` or `anew`, of those that are compiled (`operators.Implementation`)."""
 
     def key(self, measurement: Measurement) -> Line:
         """What a block must agree in to be a current measurement of this point."""
@@ -264,15 +266,16 @@ class Campaign:
         """Compile before anything is timed, and let peers that tune themselves do so alone on the GPU.
 
         Processes that are thrown away fill the compilers' caches, as many at a time as there are cores; what
-        they found by timing is not kept, for they disturbed each other.
+        they found by timing is not kept, for they disturbed each other. Each peer tunes itself once there and
+        once alone, not for every length.
         """
         firsts: dict[tuple[str, str], Point] = {}
         rest: list[tuple[str, Line]] = []
         for point in sorted(points, key=lambda point: point.floor_bytes):
             shape = {name: size for name, size in point.case["shape"].items() if name not in SIZES}
-            for name in point.implementations:
+            for name, how in point.compiles.items():
                 alike = name, str({**point.case, "shape": shape})
-                if firsts.setdefault(alike, point) is not point:
+                if firsts.setdefault(alike, point) is not point and how == "anew":
                     rest.append((name, point.case))
         progress.point = "before the first point"
         self._show(progress, f"compiling for {len(firsts) + len(rest)} rows side by side")

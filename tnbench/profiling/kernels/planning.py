@@ -170,6 +170,9 @@ def _point(
     device: str,
     results: str,
 ) -> Point:
+    how_compiled = {
+        name: operator.implementation(name.partition("@")[0]).compiles for name in implementations
+    }
     return Point(
         case=case.to_dict(),
         tokens=case.tokens,
@@ -180,6 +183,7 @@ def _point(
         kernel_hash=hashed,
         stack=dict(stack),
         command=command_of(operator, case, device, results),
+        compiles={name: how for name, how in how_compiled.items() if how != "never"},
     )
 
 

@@ -23,7 +23,8 @@ class Implementation:
     attention, not the same operator), `peer` (another project's kernels), `copy` (moves the same bytes,
     computes nothing).
     needs: importable modules; package: the distributions that bring them. gpu: it runs on an NVIDIA GPU only.
-    slow_on_cpu: not among the defaults of a CPU, where it takes long to compile or to run.
+    slow_on_cpu: not among the defaults of a CPU, where it takes long to compile or to run. compiles: `never`;
+    `once` for all lengths, batches and rows; `anew` for each of these.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Implementation:
     package: str = ""
     gpu: bool = False
     slow_on_cpu: bool = False
+    compiles: str = "never"
 
     def obstacle(self, device: str) -> str | None:
         """Why it cannot run on this kind of device (`cuda` or `cpu`), or None if it can be tried."""
@@ -50,12 +52,12 @@ class Implementation:
 
 def ours(name: str, summary: str) -> Implementation:
     """Of this package, in Triton."""
-    return Implementation(name, "ours", summary, ("triton",), "triton", gpu=True)
+    return Implementation(name, "ours", summary, ("triton",), "triton", gpu=True, compiles="anew")
 
 
-def peer(name: str, summary: str, module: str, package: str) -> Implementation:
+def peer(name: str, summary: str, module: str, package: str, compiles: str = "once") -> Implementation:
     """Of another project, in Triton."""
-    return Implementation(name, "peer", summary, (module, "triton"), package, gpu=True)
+    return Implementation(name, "peer", summary, (module, "triton"), package, gpu=True, compiles=compiles)
 
 
 def _installed(module: str) -> bool:

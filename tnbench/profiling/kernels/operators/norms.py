@@ -12,10 +12,18 @@ FORMS = ("srmsnorm", "rmsnorm", "layernorm")
 
 OURS = ours("triton", "the Triton kernels")
 TORCH = Implementation("torch", "torch", "eager torch")
-COMPILED = Implementation("torch-compiled", "torch", "the definition through torch.compile", slow_on_cpu=True)
+COMPILED = Implementation(
+    "torch-compiled", "torch", "the definition through torch.compile", slow_on_cpu=True, compiles="anew"
+)
 LIGER = peer("liger", "Liger kernels", "liger_kernel", "liger-kernel")
 UNFUSED = Implementation(
-    "unfused", "torch", "the Triton norm, then torch's product", ("triton",), "triton", gpu=True
+    "unfused",
+    "torch",
+    "the Triton norm, then torch's product",
+    ("triton",),
+    "triton",
+    gpu=True,
+    compiles="anew",
 )
 COPY = Implementation("copy", "copy", "a copy that moves the same bytes")
 
