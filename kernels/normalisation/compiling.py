@@ -46,7 +46,7 @@ def kernel(operation: str, width: int, element: str, chosen: Configuration) -> K
     constants = {
         "WIDTH": width, "BLOCK": 1 << (width - 1).bit_length(), "ROWS": chosen.rows, "GROUPED": False,
         "ALIGN": math.gcd(width, 16), "CENTRED": operation == "affine_backward", "ACTIVATION": "swish",
-        "STAGES": chosen.stages,
+        "ALIKE": False, "STAGES": chosen.stages,
     }  # fmt: skip
     types: dict[str, str] = {}
     for name in function.arg_names:

@@ -87,23 +87,32 @@ def launch_backward(
     activation: str = "none",
     centred: bool = False,
     eps: float = 1e-6,
+    dgate: Tensor | None = None,
     chosen: Configuration | None = None,
 ) -> list[Tensor]:
-    """dx (with dr' added), then dgate, dweight, dbias of what is given. `chosen` overrides the table."""
+    """dx (with dr' added), then dgate, dweight, dbias of what is given. `dgate` is where the gate's gradient
+    is wanted, of its shape, dtype and strides; `chosen` overrides the table."""
     if x.numel() == 0:
         return [torch.zeros_like(t) for t in (x, gate, weight, bias) if t is not None]
     weight, bias = _dense(weight), _dense(bias)
     dx = _like(x, x.dtype)
-    dgate = None if gate is None else _like(gate, gate.dtype)
+    alike = dgate is not None
+    if gate is not None and dgate is None:
+        dgate = _like(gate, gate.dtype)
     read = (dy, dtotal, x, gate)
-    key = (*map(look, read), *_dtypes(weight, bias), x.device, activation, centred, eps)
+    key = (*map(look, read), *_dtypes(weight, bias), x.device, activation, centred, eps, alike)
     launch = _known.get(key) if chosen is None else None
     parameters = [p for p in (weight, bias) if p is not None]
     if launch is None:
         where = Rows(*read)
-        launch = _backward(where, x, (dtotal, gate), (weight, bias), (activation, centred), eps, chosen)
+        apart = alike and where.tensors[3] is not gate  # the gate had to be copied: it lies elsewhere
+        flags = (activation, centred, alike)
+        launch = None if apart else _backward(where, x, (dtotal, gate), (weight, bias), flags, eps, chosen)
         if launch is None:
-            sums = _backward_wide(where, (weight, bias, dx, dgate), (activation, centred), eps)
+            own = dgate if dgate is None or not alike else _like(dgate, dgate.dtype)
+            sums = _backward_wide(where, (weight, bias, dx, own), flags[:2], eps)
+            if dgate is not None and own is not None and own is not dgate:
+                dgate.copy_(own)
             return [t for t in (dx, dgate, *sums) if t is not None]
         if chosen is None and all(a is b for a, b in zip(where.tensors, read, strict=True)):
             _known.keep(key, launch)
@@ -124,7 +133,7 @@ def _backward(
     x: Tensor,
     others: tuple[Tensor | None, Tensor | None],
     parameters: tuple[Tensor | None, Tensor | None],
-    flags: tuple[str, bool],
+    flags: tuple[str, bool, bool],
     eps: float,
     chosen: Configuration | None,
 ) -> Launch | None:
@@ -145,8 +154,8 @@ def _backward(
         return None
     programs = -(-where.count // chosen.rows)
     numbers = (where.count, *where.numbers, eps)
-    activation, centred = flags
-    constants = (where.width, block, chosen.rows, where.grouped, where.align, centred, activation)
+    activation, centred, alike = flags
+    constants = (where.width, block, chosen.rows, where.grouped, where.align, centred, activation, alike)
     if not chosen.waves:
         return Launch(triton_kernels.backward, (programs, 1, 1), numbers, constants, chosen.warps)
     grid = (min(programs, here.processors * chosen.waves), 1, 1)

@@ -11,8 +11,8 @@ The backward reads x anyway, so it recomputes r: nothing but the inputs is kept.
 Row i of an input stands at i · outer, or if GROUPED at (i // groups) · outer + (i % groups) · inner, so that
 slices of a fused projection, split into heads or not, are read where they are. Both strides come divided by
 ALIGN: multiplied back in here, they tell the compiler that 16-byte accesses are possible. Outputs are
-contiguous. Numbers are not specialised, so that a compiled kernel is found by dtypes and constants alone
-(launching.py).
+contiguous, but for du, which lies as u does if ALIKE: in a slice of the fused projection's gradient. Numbers
+are not specialised, so that a compiled kernel is found by dtypes and constants alone (launching.py).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _backward_tile(
     tile, dy, dtotal, x, gate, weight, w, bias, dx, dgate, rows, groups,
     dy_outer, dy_inner, dt_outer, dt_inner, x_outer, x_inner, u_outer, u_inner, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GROUPED: tl.constexpr, ALIGN: tl.constexpr,
-    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr,
+    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """Writes dx and du; returns what the tile adds to dw and db, row by row. `w`: the weight, if held."""
     index = tile * ROWS + tl.arange(0, ROWS)
@@ -160,7 +160,10 @@ def _backward_tile(
             n *= w
         if bias is not None:
             n += tl.load(bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-        tl.store(dgate + own, (incoming * n).to(dgate.dtype.element_ty), mask=mask)
+        to = own
+        if ALIKE:
+            to = _offsets(index, groups, u_outer, u_inner, GROUPED, ALIGN)[:, None] + columns
+        tl.store(dgate + to, (incoming * n).to(dgate.dtype.element_ty), mask=mask)
     return dn * normed, dn
 
 
@@ -169,13 +172,13 @@ def backward(
     dy, dtotal, x, gate, dx, dgate,
     rows, groups, dy_outer, dy_inner, dt_outer, dt_inner, x_outer, x_inner, u_outer, u_inner, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GROUPED: tl.constexpr, ALIGN: tl.constexpr,
-    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr,
+    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """dx and du of a tile of ROWS whole rows, without weight and bias."""
     _backward_tile(
         tl.program_id(0), dy, dtotal, x, gate, None, None, None, dx, dgate, rows, groups,
         dy_outer, dy_inner, dt_outer, dt_inner, x_outer, x_inner, u_outer, u_inner, eps,
-        WIDTH, BLOCK, ROWS, GROUPED, ALIGN, CENTRED, ACTIVATION,
+        WIDTH, BLOCK, ROWS, GROUPED, ALIGN, CENTRED, ACTIVATION, ALIKE,
     )  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def summing_backward(
     dy, dtotal, x, gate, weight, bias, dx, dgate, dweight, dbias,
     rows, groups, dy_outer, dy_inner, dt_outer, dt_inner, x_outer, x_inner, u_outer, u_inner, eps,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GROUPED: tl.constexpr, ALIGN: tl.constexpr,
-    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, STAGES: tl.constexpr,
+    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, ALIKE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx, du, and the parts of dw and db, (programs, WIDTH) fp32 each.
 
@@ -205,7 +208,7 @@ def summing_backward(
         to_weight, to_bias = _backward_tile(
             tile, dy, dtotal, x, gate, weight, w, bias, dx, dgate, rows, groups,
             dy_outer, dy_inner, dt_outer, dt_inner, x_outer, x_inner, u_outer, u_inner, eps,
-            WIDTH, BLOCK, ROWS, GROUPED, ALIGN, CENTRED, ACTIVATION,
+            WIDTH, BLOCK, ROWS, GROUPED, ALIGN, CENTRED, ACTIVATION, ALIKE,
         )  # fmt: skip
         if dweight is not None:
             dw += to_weight

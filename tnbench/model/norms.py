@@ -8,7 +8,7 @@ norm may be given.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,16 @@ from tnbench.registry import register
 
 Epsilon = Annotated[float, Field(gt=0)]
 Activation = Literal["none", "swish", "sigmoid"]
+
+
+class Options(TypedDict, total=False):
+    """Which norm `tnbench.kernels.normalisation` is to compute."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    centred: bool
+    eps: float
+
 
 ACTIVATIONS = {"none": lambda u: u, "swish": F.silu, "sigmoid": F.sigmoid}
 
@@ -58,26 +68,37 @@ def gated(norm: nn.Module, x: Tensor, u: Tensor, activation: Activation) -> Tens
     return fused(x, u, activation)
 
 
+class KernelNorm(nn.Module):
+    """Base of the norms that `tnbench.kernels.normalisation` computes."""
+
+    def options(self) -> Options:
+        """How the kernels' functions are told which norm it is: their keyword arguments."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalisation.norm(x, **self.options())
+
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return normalisation.add_norm(x, branch, **self.options())
+
+    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        return normalisation.norm(x, gate=u, activation=activation, **self.options())
+
+
 @register("norm", "srmsnorm", reference="arXiv 2307.14995, eq. 8")
-class SRMSNorm(nn.Module):
+class SRMSNorm(KernelNorm):
     """Simple RMSNorm: x / (‖x‖₂ / √d), without weights."""
 
     def __init__(self, width: int, *, eps: Epsilon = 1e-6) -> None:
         super().__init__()
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return normalisation.norm(x, eps=self.eps)
-
-    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        return normalisation.add_norm(x, branch, eps=self.eps)
-
-    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
-        return normalisation.norm(x, gate=u, activation=activation, eps=self.eps)
+    def options(self) -> Options:
+        return {"eps": self.eps}
 
 
 @register("norm", "rmsnorm", reference="arXiv 1910.07467, eq. 4")
-class RMSNorm(nn.Module):
+class RMSNorm(KernelNorm):
     """RMSNorm: x / (‖x‖₂ / √d) ⊙ g, with a learned gain g."""
 
     def __init__(self, width: int, *, eps: Epsilon = 1e-6) -> None:
@@ -85,43 +106,24 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return normalisation.norm(x, weight=self.weight, eps=self.eps)
-
-    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        return normalisation.add_norm(x, branch, weight=self.weight, eps=self.eps)
-
-    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
-        return normalisation.norm(x, gate=u, weight=self.weight, activation=activation, eps=self.eps)
+    def options(self) -> Options:
+        return {"weight": self.weight, "eps": self.eps}
 
 
 @register("norm", "layernorm", reference="arXiv 1607.06450, eq. 3")
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(KernelNorm, nn.LayerNorm):
     """LayerNorm: (x − mean) / √variance ⊙ g + b, with learned gain and bias."""
 
     def __init__(self, width: int, *, eps: Epsilon = 1e-5, bias: bool = True) -> None:
-        super().__init__(width, eps=eps, bias=bias)
+        nn.LayerNorm.__init__(self, width, eps=eps, bias=bias)
+
+    def options(self) -> Options:
+        return {"weight": self.weight, "bias": self.bias, "centred": True, "eps": self.eps}
 
     def forward(self, x: Tensor) -> Tensor:
         if not normalisation.takes_kernels(x):
-            return super().forward(x).to(x.dtype)
-        return normalisation.norm(x, weight=self.weight, bias=self.bias, centred=True, eps=self.eps)
-
-    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        return normalisation.add_norm(
-            x, branch, weight=self.weight, bias=self.bias, centred=True, eps=self.eps
-        )
-
-    def gated(self, x: Tensor, u: Tensor, activation: Activation) -> Tensor:
-        return normalisation.norm(
-            x,
-            gate=u,
-            weight=self.weight,
-            bias=self.bias,
-            activation=activation,
-            centred=True,
-            eps=self.eps,
-        )
+            return nn.LayerNorm.forward(self, x).to(x.dtype)
+        return super().forward(x)
 
 
 @register("norm", "none")

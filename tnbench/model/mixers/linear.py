@@ -7,11 +7,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tnbench.kernels import gated_linear_attention
 from tnbench.kernels.decode_step import decode_step
 from tnbench.kernels.linear_attention import linear_attention
 from tnbench.model import feature_maps
 from tnbench.model.mixers.base import Parts, TokenMixer, projection_flops
-from tnbench.model.norms import Activation, gated
+from tnbench.model.norms import Activation, KernelNorm, gated
 from tnbench.registry import alias, register
 
 FUSED = {
@@ -54,10 +55,10 @@ class LinearMixer(TokenMixer):
         return self.head_dim
 
     def _attend(
-        self, x: Tensor, state: Tensor | None, start: int, output_state: bool
+        self, projected: Tensor, state: Tensor | None, start: int, output_state: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The output (batch, time, heads, value dim), the gate u (batch, time, width) if any, the state."""
-        q, k, v, u = self._project(x)
+        q, k, v, u = self._split(projected)
         q, k = self.position.rotate(self.feature_map(q), self.feature_map(k), start)
         out, state = linear_attention(
             q,
@@ -71,9 +72,9 @@ class LinearMixer(TokenMixer):
         )
         return out, u, state
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """q, k, v (…, heads, head dim) and the gate u (…, width), if any, of x (…, width)."""
-        parts = self.projection(x).chunk(4 if self.parts.gate else 3, dim=-1)
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k, v (…, heads, head dim) and the gate u (…, width), if any, of the projection."""
+        parts = projected.chunk(4 if self.parts.gate else 3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, self.head_dim)) for part in parts[:3])
         return q, k, v, (parts[3] if self.parts.gate else None)
 
@@ -85,12 +86,16 @@ class LinearMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) to the same shape, from an empty state."""
-        out, u, _ = self._attend(x, None, 0, output_state=False)
-        return self.output(self._finish(out, u))
+        return self.output(self._mixed(self.projection(x)))
+
+    def _mixed(self, projected: Tensor) -> Tensor:
+        """What the output projection takes, (batch, time, width), from an empty state."""
+        out, u, _ = self._attend(projected, None, 0, output_state=False)
+        return self._finish(out, u)
 
     def extend(self, x: Tensor, state: Tensor | Slot, start: int) -> tuple[Tensor, Tensor | Slot]:
         kept = state.s if isinstance(state, Slot) else state
-        out, u, after = self._attend(x, kept, start, output_state=True)
+        out, u, after = self._attend(self.projection(x), kept, start, output_state=True)
         assert after is not None
         if isinstance(state, Slot):
             state.s.copy_(after.detach())
@@ -105,7 +110,7 @@ class LinearMixer(TokenMixer):
 
         This is the robust recurrence, whichever form `implementation` names for whole sequences.
         """
-        q, k, v, u = self._project(x)
+        q, k, v, u = self._split(self.projection(x))
         name, form = FUSED.get(type(self.feature_map)), self.position.kernel_form()
         if name is None or form is None:
             q, k = (self.feature_map(part)[:, None] for part in (q, k))
@@ -169,6 +174,31 @@ class GatedLinearAttention(LinearMixer):
         self.gate_activation: Activation = gate_activation
         self.scale = self.head_dim**-0.5 if scaled else 1.0
         self.inner_norm = self.parts.inner_norm(width if norm_scope == "all" else self.head_dim)
+
+    def _mixed(self, projected: Tensor) -> Tensor:
+        """In one operator where there is one for these parts and this device."""
+        name = FUSED.get(type(self.feature_map))
+        form = self.position.kernel_form()
+        if (
+            self.parts.implementation not in ("auto", "triton")
+            or name not in gated_linear_attention.MAPS
+            or form is None
+            or form[0] is not None
+            or not self.parts.gate
+            or not isinstance(self.inner_norm, KernelNorm)
+            or gated_linear_attention.obstacle(projected, self.heads) is not None
+        ):
+            return super()._mixed(projected)
+        return gated_linear_attention.gated_linear_attention(
+            projected,
+            self.decay(),
+            heads=self.heads,
+            feature_map=name,
+            scale=self.scale,
+            norm=gated_linear_attention.Norm(**self.inner_norm.options()),
+            per_head=self.norm_scope == "head",
+            activation=self.gate_activation,
+        )
 
     def _finish(self, out: Tensor, u: Tensor | None) -> Tensor:
         together = self.norm_scope == "all"

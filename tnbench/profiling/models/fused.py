@@ -59,7 +59,8 @@ def capture(function: Callable[..., Any], inputs: Sequence[Tensor], fake: FakeTe
     )
     with _disable_current_modes(), fake:
         try:
-            traced(*(x.detach().requires_grad_(x.requires_grad) for x in inputs))
+            # New tensors: the tracer leaves cycles behind, and would keep the inputs' storages alive in them.
+            traced(*(_alike(x).requires_grad_(x.requires_grad) for x in inputs))
         except _Captured as captured:
             return captured.args[0]
     raise ValueError("the function has nothing to differentiate")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,7 +119,7 @@ def _linear_attention(
     precise: bool, save: bool,
 ) -> int:  # fmt: skip
     """End-states of segments, where they are not kept for a backward pass."""
-    return 0 if save else _ends(q, v, precise, False)
+    return 0 if save else _ends(q.shape, v.shape, v, precise, False)
 
 
 def _linear_attention_backward(
@@ -129,17 +129,41 @@ def _linear_attention_backward(
     """End-states of the walk backwards; for a decay's gradient, both states at the borders of all chunks."""
     from tnbench.kernels.linear_attention.plans import KEPT
 
-    taken = _ends(q, v, precise, True)
+    taken = _ends(q.shape, v.shape, v, precise, True)
     if decay:
         batch, time, heads, width = q.shape
         taken += 2 * batch * math.ceil(time / KEPT) * heads * width * v.shape[-1] * v.itemsize
     return taken
 
 
-def _ends(q: Tensor, v: Tensor, precise: bool, training: bool) -> int:
+def _gated(
+    projected: Tensor, log_decay: Any, weight: Any, bias: Any, heads: int, feature_map: str, *rest: Any
+) -> int:
+    """φ(q) and φ(k), and end-states of segments where they are not kept."""
+    mapped = projected.nbytes // 2 if feature_map != "none" else 0
+    batch, time, wide = projected.shape
+    heads_of = (batch, time, heads, wide // 4 // heads)
+    return mapped + (0 if rest[-1] else _ends(heads_of, heads_of, projected, False, False))
+
+
+def _gated_backward(
+    dy: Tensor, projected: Tensor, log_decay: Any, weight: Any, bias: Any, out: Tensor, ends: Tensor,
+    heads: int, feature_map: str, *rest: Any,
+) -> int:  # fmt: skip
+    """Those of its parts: φ(q) and φ(k) again, the gradient of O, what linear attention takes."""
+    mapped = projected.nbytes // 2 if feature_map != "none" else 0
+    decay = bool(rest[-1])
+    inside = _linear_attention_backward(
+        out, None, out, out, out, log_decay, None, None, ends, 1.0, False, decay, False
+    )
+    return mapped + out.nbytes + inside
+
+
+def _ends(q: Sequence[int], v: Sequence[int], like: Tensor, precise: bool, training: bool) -> int:
+    """Of q and v of these shapes. No operator may run on the tensors here: it would be followed."""
     from tnbench.kernels.linear_attention.plans import Plan
 
-    plan = Plan(tuple(q.shape), tuple(v.shape), q.dtype, q.device.index, None, precise, training)
+    plan = Plan(tuple(q), tuple(v), like.dtype, like.device.index, None, precise, training)
     return plan.span_units * plan.heads * plan.dk * plan.dv * 4 if plan.split else 0
 
 
@@ -159,6 +183,8 @@ def _attention_backward(dout: Tensor, q: Tensor, *_: Any) -> int:
 _WORKSPACES: dict[str, Callable[..., int]] = {
     "tnbench::linear_attention": _linear_attention,
     "tnbench::linear_attention_backward": _linear_attention_backward,
+    "tnbench::gated_linear_attention": _gated,
+    "tnbench::gated_linear_attention_backward": _gated_backward,
     "tnbench::linear_cross_entropy": _linear_cross_entropy,
     "tnbench_memory::attention_backward": _attention_backward,
 }
