@@ -166,6 +166,8 @@ def test_a_terminal_gets_no_control_characters(run: list[str], monkeypatch: pyte
         (["--top-p", "2"], "--top-p = 2: give a share"),
         (["--top-k", "0"], "--top-k = 0: give at least 1"),
         (["--tokens", "0"], "'--tokens'"),
+        (["--samples", "1" + "0" * 12], "of memory, and"),
+        (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}, 2^63 - 1"),
         (["--prompt", "\udc80"], "--prompt: the text is not UTF-8"),
         pytest.param(
             ["--device", "cuda"],
@@ -180,6 +182,62 @@ def test_wrong_requests(run: list[str], arguments: list[str], says: str, capsys:
     assert out == ""
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_a_cache_that_does_not_fit(run: list[str], capsys: Any, monkeypatch: Any):
+    """A state of constant size has room for any number of tokens."""
+    loaded = load_run("run", Path(run[3]))
+    monkeypatch.setattr(command, "available", lambda device: 10**6)
+    monkeypatch.setattr(Sampler, "__call__", lambda self, logits: torch.tensor([256]))
+    assert tnbench(*run, "--tokens", "1" + "0" * 20) == 0
+    capsys.readouterr()
+    grows = loaded._replace(model=preset_model("transformer", context=10))
+    monkeypatch.setattr(command, "load_run", lambda *arguments: grows)
+    assert tnbench(*run, "--tokens", "100", "--prompt", "\x01") == 0
+    capsys.readouterr()
+    assert tnbench(*run, "--tokens", "100000") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tnbench: --samples 1 of 100000 tokens, prompt included, need ")
+    assert said.endswith(" of memory, and 977 KiB are free; ask for less\n")
+
+
+def test_closed_and_unreadable_streams(run: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    class Broken:
+        def read(self) -> str:
+            raise OSError(5, "Input/output error")
+
+    for stdin, says in ((None, "stdin is closed"), (Broken(), "stdin cannot be read: input/output error")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stdin)
+            assert tnbench(*run, "--prompt", "-") == 2
+        assert capsys.readouterr().err.startswith(f"tnbench: --prompt -: {says}")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert tnbench(*run) == 2
+    assert capsys.readouterr().err == "tnbench: stdout is closed: there is nowhere to write the text\n"
+
+
+@pytest.mark.parametrize("few", [0, command.FEW_PARAMETERS])
+def test_small_models_decode_in_one_thread(run: list[str], few: int, capsys: Any, monkeypatch: Any):
+    """The prompt is read in all of them, which are there again afterwards; tokens are the same."""
+    assert tnbench(*run, "--prompt", "ab", "--tokens", "30") == 0
+    text = capsys.readouterr().out
+    seen, draw = [], Sampler.__call__
+
+    def watched(self: Sampler, logits: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return draw(self, logits)
+
+    monkeypatch.setattr(command, "FEW_PARAMETERS", few)
+    monkeypatch.setattr(Sampler, "__call__", watched)
+    torch.set_num_threads(2)
+    try:
+        assert tnbench(*run, "--prompt", "ab", "--tokens", "30") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capsys.readouterr().out == text
+    assert seen == [2] + [1 if few else 2] * 29
 
 
 def test_a_run_that_is_not_there(run: list[str], capsys: Any):

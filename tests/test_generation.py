@@ -186,6 +186,18 @@ def tokenizer_gone(results: Path) -> None:
     edited(results, config=manifest["config"], config_hash="")
 
 
+def truncated(results: Path) -> None:
+    weights = next(results.glob("*/runs/*/checkpoint/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def flipped(results: Path) -> None:
+    weights = next(results.glob("*/runs/*/checkpoint/model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
 def twice(results: Path) -> None:
     shutil.copytree(results / "tiny", results / "again")
 
@@ -195,7 +207,12 @@ def twice(results: Path) -> None:
     [
         (unfinished, "run run has not finished"),
         (diverged, "no final weights, it ended so: diverged, loss is nan at step 3"),
-        (no_weights, "kept no weights.*--keep weights"),
+        (
+            no_weights,
+            "kept no weights \\(--keep none\\); train it again with .*--keep weights --results .*/repeats$",
+        ),
+        (truncated, "run run is damaged: model.safetensors cannot be read: .*--results .*/repeats$"),
+        (flipped, "run run is damaged: model.safetensors is damaged: its checksum differs; train it again"),
         (no_manifest, "its manifest cannot be read"),
         (another_run, "another run's"),
         (other_tokenizer, "another tokenizer bytes: its hash was 0"),
@@ -214,7 +231,8 @@ def test_runs_that_cannot_be_used(results: Path, damage: Callable[[Path], None],
     ("name", "says"),
     [
         ("rnu", "has no run 'rnu', did you mean run\\?"),
-        ("zzzz", "has no run 'zzzz', it has 1 runs"),
+        ("zzzz", "has no run 'zzzz', it has 1 run$"),
+        ("z" * 5000, "has no run 'zzzz.*\\.\\.\\., it has 1 run$"),
         ("", "an empty name"),
         (".", "no run folder: it holds no manifest.json"),
     ],
@@ -223,3 +241,12 @@ def test_no_such_run(results: Path, name: str, says: str, monkeypatch: pytest.Mo
     monkeypatch.chdir(results)
     with pytest.raises(RequestError, match=says):
         find_run(name, results)
+
+
+def test_no_folder_to_look_in(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for name, what in (("nowhere", "is not there"), ("file", "is no folder")):
+        with pytest.raises(
+            RequestError, match=f"no run 'a': {tmp_path / name}, in which .* {what}; name anot"
+        ):
+            find_run("a", tmp_path / name)

@@ -12,12 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnbench.errors import INTERRUPTED, RequestError
+from tnbench.errors import INTERRUPTED, RequestError, shortened
 from tnbench.evaluation import sampling
 from tnbench.evaluation.generation import Decoder, generate, inference_model
 from tnbench.evaluation.loading import load_run
 from tnbench.evaluation.streaming import UNKNOWN, TextStream
 from tnbench.model import LanguageModel
+from tnbench.profiling.kernels.memory import available
+
+FEW_PARAMETERS = 10_000_000
+"""Below it, a token is decoded in one thread on a CPU. Measured with 1 and 2 threads on 2 cores: from 0.1m to
+3m parameters both take about the same time (0.7 to 3 ms for TransNormerLLM), from 10m on two are up to 1.5
+times as fast. Where another process has one of the cores, two take 3 to 30 times as long, as each of the
+small products waits for the slower thread."""
+LARGEST_SEED = 2**63 - 1
+SAMPLER_BYTES = 8192
+"""Of a sample's generator and text, at least."""
 
 
 def generate_text(
@@ -39,6 +49,9 @@ def generate_text(
     The prompt is not repeated. An empty one stands for the beginning of a document. A sample ends with its
     document, at the latest after `tokens` tokens.
 
+    On a CPU, models of fewer than `FEW_PARAMETERS` parameters decode in one thread: see there. The prompt is
+    read in all of them.
+
     Args:
         name, results: as in `loading.load_run`.
         prompt: the text, or `-` for stdin.
@@ -59,6 +72,10 @@ def generate_text(
         sampling.check(temperature, top_k, top_p)
     except ValueError as error:
         raise RequestError(f"--{error}") from error
+    if seed > LARGEST_SEED:
+        raise RequestError(f"--seed {shortened(seed)}: the largest is {LARGEST_SEED}, 2^63 - 1")
+    if sys.stdout is None:
+        raise RequestError("stdout is closed: there is nowhere to write the text")
     place = _device(device)
     text = _text(prompt)
     run = load_run(name, results, place)
@@ -67,11 +84,14 @@ def generate_text(
     model = inference_model(run.model, precision or ("bf16" if place == "cuda" else "fp32"))  # type: ignore[arg-type]
     capacity = len(ids) + tokens - 1
     _require_positions(model, len(ids), tokens)
+    _require_memory(model, samples, capacity, place)
     decoder = Decoder(model, samples, capacity)
     sampler = sampling.Sampler(
         samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=place
     )
     made = generate(decoder, torch.tensor([ids]), sampler, tokens=tokens, end=end)
+    if place == "cpu" and model.parameter_counts()["total"] < FEW_PARAMETERS:
+        made = _in_one_thread(made)
     shown = _Samples([TextStream(run.tokenizer, ids) for _ in range(samples)], end)
     try:
         interrupted = shown.all_of(made)
@@ -88,6 +108,17 @@ def generate_text(
     ]
     print("; ".join(line), file=sys.stderr)
     return INTERRUPTED if interrupted else 0
+
+
+def _in_one_thread(made: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same tokens, all but the first, which comes with the prompt, made in one thread."""
+    before = torch.get_num_threads()
+    try:
+        for row in made:
+            torch.set_num_threads(1)
+            yield row
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Samples:
@@ -165,11 +196,11 @@ def _count(tokens: int) -> str:
 def _size(count: float) -> str:
     """Bytes in the unit that suits them.
 
-    >>> _size(12288), _size(3.5 * 2**30)
-    ('12 KiB', '3.5 GiB')
+    >>> _size(12288), _size(3.5 * 2**30), _size(2.0**90)
+    ('12 KiB', '3.5 GiB', '1.13e+15 TiB')
     """
-    unit = max(n for n in range(4) if n == 0 or count >= 1024**n)
-    return f"{count / 1024**unit:.3g} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
+    unit = max(n for n in range(5) if n == 0 or count >= 1024**n)
+    return f"{count / 1024**unit:.3g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def _device(name: str) -> str:
@@ -185,11 +216,29 @@ def _text(prompt: str) -> str:
         if prompt != "-":
             prompt.encode()
             return prompt
+        if sys.stdin is None:
+            raise RequestError("--prompt -: stdin is closed; give the text itself, or a file with <")
         source: Any = getattr(sys.stdin, "buffer", sys.stdin)
         text = source.read()
         return text.decode() if isinstance(text, bytes) else text
     except UnicodeError as error:
         raise RequestError("--prompt: the text is not UTF-8") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RequestError(f"--prompt -: stdin cannot be read: {reason}") from error
+
+
+def _require_memory(model: LanguageModel, samples: int, capacity: int, device: str) -> None:
+    """The states of all samples, or their caches for all tokens, have to fit beside the model."""
+    width = model.embedding.weight.element_size()
+    mixers = [block.token_mixer for block in model.layers]
+    sizes = [mixer.state_size(capacity) * (4 if mixer.constant_state else width) for mixer in mixers]
+    needed, free = samples * (sum(sizes) + SAMPLER_BYTES + 4 * model.vocab_size), available(device)
+    if needed > free:
+        raise RequestError(
+            f"--samples {shortened(samples)} of {shortened(capacity)} tokens, prompt included, need "
+            f"{_size(needed)} of memory, and {_size(free)} are free; ask for less"
+        )
 
 
 def _require_positions(model: LanguageModel, prompt: int, tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ from tnbench import registry
 from tnbench.config import RunConfig, check
 from tnbench.data import Tokenizer, cache_folder, prepare
 from tnbench.data.tokenizers import find_tokenizer, load_bpe
-from tnbench.errors import RequestError, nearest
+from tnbench.errors import RequestError, nearest, shortened
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder
-from tnbench.training.checkpoint import load_weights
+from tnbench.training.checkpoint import CheckpointError, load_weights
 
 
 class LoadedRun(NamedTuple):
@@ -40,8 +41,8 @@ def load_run(name: str, results: Path, device: torch.device | str = "cpu") -> Lo
         device: where the model is put.
 
     Raises:
-        RequestError: there is no such run, it has no final weights, or its tokenizer cannot be had.
-        CheckpointError: its weights are damaged.
+        RequestError: there is no such run, it has no final weights, they are damaged, or its tokenizer cannot
+            be had.
     """
     folder = find_run(name, results)
     manifest = _finished(folder)
@@ -49,7 +50,10 @@ def load_run(name: str, results: Path, device: torch.device | str = "cpu") -> Lo
     tokenizer = _tokenizer(folder, config, data)
     model_config = config.model.model_copy(update={"implementation": "auto"})
     model = LanguageModel(model_config, tokenizer.vocab_size, config.data.context)
-    load_weights(folder.weights, model)
+    try:
+        load_weights(folder.weights, model)
+    except CheckpointError as error:
+        raise RequestError(f"run {folder.id} is damaged: {error}; {_again(folder)}") from error
     return LoadedRun(model.to(device), tokenizer, manifest)
 
 
@@ -67,22 +71,52 @@ def find_run(name: str, results: Path) -> RunFolder:
     path = Path(name)
     if path.name == "manifest.json":
         path = path.parent
-    if (path / "manifest.json").is_file():
+    if _exists(path / "manifest.json"):
         return RunFolder(path.resolve())
+    if not results.is_dir() and not _exists(path):
+        what = "is no folder" if results.exists() else "is not there"
+        raise RequestError(
+            f"no run {shortened(name)}: {results}, in which runs are looked for, {what}; name another with "
+            "--results, or the run's folder"
+        )
     suites = sorted(path.parent for path in results.glob("*/runs") if path.is_dir())
     plain = Path(name).name == name != ".."
-    places = [suite / "runs" / name for suite in suites if plain and (suite / "runs" / name).is_dir()]
+    places = [suite / "runs" / name for suite in suites if plain and _exists(suite / "runs" / name)]
     if len(places) > 1:
         raise RequestError(f"run {name} is in {' and in '.join(map(str, places))}; name its folder")
     if places:
         return RunFolder(places[0])
-    if path.exists():
+    if _exists(path):
         raise RequestError(f"{path} is no run folder: it holds no manifest.json")
     ids = [run.name for suite in suites for run in sorted((suite / "runs").iterdir()) if run.is_dir()]
     near = nearest(name, ids)
     if not near.startswith("did"):
-        near = f"it has {len(ids)} runs" if ids else "it has no runs"
-    raise RequestError(f"{results} has no run {name!r}, {near}")
+        near = f"it has {len(ids) or 'no'} run{'' if len(ids) == 1 else 's'}"
+    raise RequestError(f"{results} has no run {shortened(name)}, {near}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; a name that is too long for one is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _again(folder: RunFolder) -> str:
+    """How to have a run's weights once more; a repeat does not touch its original."""
+    place = folder.path.parent.parent.parent / "repeats"
+    command = (
+        "tnbench",
+        "train",
+        "--from",
+        str(folder.manifest),
+        "--keep",
+        "weights",
+        "--results",
+        str(place),
+    )
+    return f"train it again with {shlex.join(command)}"
 
 
 def _finished(folder: RunFolder) -> dict[str, Any]:
@@ -99,10 +133,7 @@ def _finished(folder: RunFolder) -> dict[str, Any]:
         how, reason = outcome.replace("_", " "), manifest.get("reason")
         raise RequestError(f"run {folder.id} has no final weights, it ended so: {how}, {reason}")
     if not folder.weights.exists():
-        raise RequestError(
-            f"run {folder.id} kept no weights (--keep none); train it again with "
-            f"tnbench train --from {folder.manifest} --keep weights"
-        )
+        raise RequestError(f"run {folder.id} kept no weights (--keep none); {_again(folder)}")
     return manifest
 
 
