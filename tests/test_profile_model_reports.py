@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 from tnbench.profiling.models import flops, planning, plots, report, rows, table, variants, worker
 from tnbench.profiling.models.arms import Spec
-from tnbench.profiling.models.largest import search
+from tnbench.profiling.models.largest import Axis, search
 from tnbench.profiling.models.planning import DEFAULTS
 from tnbench.report.drawing import save
 from tnbench.resolution import resolve
@@ -143,6 +145,32 @@ def test_peers_are_compared_with_ours(tmp_path: Path) -> None:
         (["--report"], "results/models holds no records of models; run tnbench profile-model"),
         (["--device", "cuda"], "--device cuda: torch sees no GPU here; use --device cpu"),
         (
+            ["--largest", "batch", "--batch", "1,2"],
+            "--batch does not go with --largest batch, which tries each value in turn and times nothing",
+        ),
+        (
+            ["--largest", "context", "--context", "2k"],
+            "--context does not go with --largest context, which tries each value in turn and times nothing",
+        ),
+        (
+            ["--largest", "context", "--energy", "0"],
+            "--energy does not go with --largest context, which tries each value in turn and times nothing",
+        ),
+        *(
+            (
+                ["--fit", "1GB", *option],
+                f"{option[0]} does not go with --fit alone, which asks the memory model and measures nothing",
+            )
+            for option in (["--rounds", "2"], ["--energy", "1"], ["--time-limit", "9"], ["--plan"])
+        ),
+        (["--energy", "1"], "--energy 1: a CPU has no counter of energy; leave it out"),
+        (["--time-limit", "inf"], "--time-limit inf: give a number of seconds"),
+        (
+            [*("--largest", "context", "--size", "0.1m"), *("--set", "training.micro_batch_tokens=256")],
+            "--largest needs steps of one micro-batch, and training.micro_batch_tokens = 256 in "
+            "transnormerllm; --set training.micro_batch_tokens=null",
+        ),
+        (
             ["--set", "training.micro_batch_tokens=300", "--context", "256"],
             "training.micro_batch_tokens = 300 is no multiple of data.context = 256; 256 would be",
         ),
@@ -180,6 +208,26 @@ def test_the_grid_and_the_commands_that_repeat_it() -> None:
     for words in ("--variant 'bare: model.gate=false model.decay=none'", "--set training.loss=logits"):
         assert words in found[0].command
     assert "--results elsewhere" in found[0].command
+
+
+def test_a_search_has_one_value_of_its_axis() -> None:
+    """And the others that are asked for: contexts are searched for at one sequence unless there are some."""
+    options: dict[str, Any] = {
+        "mode": "train,decode", "size": "0.1m", "vocabulary": None, "precision": None, "presets": ["gpt2"],
+        "variants": [], "suite": None, "settings": {},
+    }  # fmt: skip
+
+    def held(axis: Axis, **asked: str | None) -> list[tuple[str, int]]:
+        wanted = planning.along(
+            planning.wanted(**{**options, "context": None, "batch": None, **asked}), axis, "cpu"
+        )
+        found = planning.points(wanted, "cpu", {}, _no_suites, DEFAULTS["cpu"].measurement, "elsewhere")
+        other = "batch" if axis == "context" else "context"
+        return [(one.case["mode"], one.case[other]) for one in found]
+
+    assert held("context") == [("train", 1), ("decode", 1)]
+    assert held("context", batch="2,3") == [(mode, batch) for mode in ("train", "decode") for batch in (2, 3)]
+    assert held("batch", context="64,128") == [(mode, n) for mode in ("train", "decode") for n in (64, 128)]
 
 
 def _no_suites(*_: object) -> list:
@@ -273,6 +321,12 @@ def test_a_failed_prediction_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> No
     answer = worker.Worker("cpu").answer(request)
     assert (answer["status"], answer["predicted_memory_bytes"]) == ("ok", None)
     assert answer["unpredicted"] == "NotImplementedError: no fake kernel"
+
+
+def test_the_examples_in_the_docstrings() -> None:
+    tried = doctest.testmod(table)
+    assert tried.attempted
+    assert not tried.failed
 
 
 def test_diffs_are_read_as_settings_are() -> None:

@@ -19,6 +19,7 @@ from tnbench.profiling.models import planning, report, table
 from tnbench.profiling.models.campaign import Campaign, Measurement, Point, Session, words
 from tnbench.profiling.models.largest import Axis, Search
 from tnbench.profiling.models.store import Records, Store, code_hash
+from tnbench.profiling.models.table import counted
 from tnbench.profiling.models.variants import Variant
 from tnbench.profiling.progress import Progress, Watcher, conclude
 from tnbench.records import command_line, provenance
@@ -63,20 +64,34 @@ def profile_model(
     Raises:
         RequestError: the request is wrong; nothing has been run.
     """
+    planning.require_use(wanted, largest, rounds=rounds, energy=energy, time_limit=time_limit, plan=plan)
     if wanted.budget is not None and largest is None:
         from tnbench.profiling.models.fitting import show_fit
 
         return show_fit(wanted, wanted.budget, device, suites, console)
     device, name = machine(device)
+    if energy and device == "cpu":
+        raise RequestError(f"--energy {energy:g}: a CPU has no counter of energy; leave it out")
     measurement = _measurement(device, rounds, energy)
     stack = {package: installed_version(package) for package in ("torch", "triton")}
-    limit = wanted.budget if largest else None
+    limit = None
+    if largest is not None:
+        wanted, limit = planning.along(wanted, largest, device), wanted.budget
     points = planning.points(wanted, device, stack, suites, measurement, REPRODUCED, limit)
     if largest is not None:
-        points = _along(points, largest)
+        _require_whole_batches(points)
     store = Store(results / FOLDER / slug(name))
+    session = Session(lambda _: _command(device), store, time_limit=time_limit)
+    search = None
+    if largest is not None:
+        there = _memory_of(device)
+        search = Search(session, largest, partial(_guess, axis=largest, there=there), there)
+    _note_settings(wanted, points, console)
     if plan:
-        _show_plan(points, store.read(), measurement, name, console)
+        if search is None:
+            _show_plan(points, store.read(), measurement, name, console)
+        else:
+            _show_searches(search, points, store.read(), name, console)
         return 0
     line = {
         "device": name,
@@ -88,14 +103,10 @@ def profile_model(
     with contextlib.ExitStack() as stack_:
         stack_.enter_context(store.writing())
         watcher = stack_.enter_context(Watcher(console, each_step=True))
-        session = Session(lambda _: _command(device), store, time_limit=time_limit, watch=watcher)
+        session.watch = watcher
+        work = search or Campaign(session, measurement)
         try:
-            if largest is None:
-                progress = Campaign(session, measurement).run(points, store.read(), line)
-            else:
-                there = _memory_of(device)
-                search = Search(session, largest, partial(_guess, axis=largest, there=there), there)
-                progress = search.run(points, store.read(), line)
+            progress = work.run(points, store.read(), line)
         except RecordsError as error:
             _failed(error, console)
             return 1
@@ -113,17 +124,23 @@ def _command(device: str) -> list[str]:
     return [sys.executable, "-m", "tnbench.profiling.models.worker", "--device", device]
 
 
-def _along(points: Sequence[Point], axis: Axis) -> list[Point]:
-    """One point for each mode, size and other value: the grid has no such axis, a search goes along it."""
-    found: dict[str, Point] = {}
-    for point in points:
-        held = {name: value for name, value in point.case.items() if name != axis}
-        if axis == "context":
-            held["batch"] = 1 if point.case["mode"] == "train" else held["batch"]
-        start = {**point.case, **held}
-        variants = tuple(one.at(start["context"], start["batch"]) for one in point.variants)
-        found.setdefault(repr(sorted(held.items(), key=str)), replace(point, case=start, variants=variants))
-    return list(found.values())
+def _require_whole_batches(points: Sequence[Point]) -> None:
+    """Micro-batches of a fixed size fit few of the values that a search tries."""
+    for variant in (variant for point in points for variant in point.variants):
+        tokens = variant.config.training.micro_batch_tokens
+        if tokens is not None:
+            raise RequestError(
+                f"--largest needs steps of one micro-batch, and training.micro_batch_tokens = {tokens} in "
+                f"{variant.name}; --set training.micro_batch_tokens=null"
+            )
+
+
+def _note_settings(wanted: planning.Wanted, points: Sequence[Point], console: Console) -> None:
+    """What `--set` does not reach."""
+    peers = {variant.name for point in points for variant in point.variants if variant.peer}
+    for name in sorted(peers) if wanted.variants.settings else ():
+        text = f"note: --set does not change {name}, which is another package's model"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _memory_of(device: str) -> int:
@@ -191,14 +208,15 @@ def _unmeasured(frame: Any) -> Iterator[str]:
     """Why rows have no time, each reason once."""
     bad = frame[frame["status"] != "ok"]
     for (variant, status, reason), rows in bad.groupby(["variant", "status", "reason"], sort=False):
-        yield f"{variant}: {status} at {len(rows)} points: {str(reason)[:300]}"
+        yield f"{variant}: {status} at {counted(len(rows), 'point')}: {str(reason)[:300]}"
 
 
 def _outdated(records: Records) -> Iterator[str]:
     here = code_hash()
     old = sum(block.line["code"] != here for block in records.shown())
     if old:
-        yield f"{old} points were measured with other code than that of this version"
+        were = "was" if old == 1 else "were"
+        yield f"{counted(old, 'point')} {were} measured with other code than that of this version"
 
 
 def report_all(results: Path, console: Console) -> int:
@@ -240,8 +258,27 @@ def _show_plan(
     rows = sum(len(point.variants) for point in missing)
     seconds = planning.least_seconds(missing, measurement)
     console.print(
-        f"{name}: {len(missing)} of {len(points)} points to measure, {rows} rows, at least "
-        f"{duration(seconds)} of timing; starting, compiling and trying each variant comes on top",
+        f"{name}: {len(missing)} of {counted(len(points), 'point')} to measure, {counted(rows, 'row')}, "
+        f"at least {duration(seconds)} of timing; starting, compiling and trying each variant comes on top",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_searches(
+    search: Search, points: Sequence[Point], records: Records, name: str, console: Console
+) -> None:
+    """Which searches there are, and which of them are done."""
+    jobs = search.jobs(points)
+    missing = 0
+    for point, variant in jobs:
+        there = records.found(search.key(point, variant)) is not None
+        missing += not there
+        state = "there" if there else "to search"
+        console.print(f"{search.words(point)}: {variant.name}: {state}", highlight=False, soft_wrap=True)
+    total = counted(len(jobs), "search", "searches")
+    console.print(
+        f"{name}: {missing} of {total} to do; each tries some ten values, every one in a fresh process",
         highlight=False,
         soft_wrap=True,
     )

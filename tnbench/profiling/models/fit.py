@@ -9,7 +9,7 @@ predictions where bisection would need twenty.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from tnbench.config import RunConfig
@@ -18,6 +18,8 @@ from tnbench.profiling.models.memory import Memory, Mode, at_context, predict
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+QUESTIONS = ("size", "context", "batch")
+"""Of what the largest is asked for."""
 CONTEXT_STEP = 256
 """Contexts are multiples of so many tokens."""
 LONGEST, WIDEST = 1 << 26, 1 << 20
@@ -31,7 +33,7 @@ class Fit:
     """An answer: the largest `question` that fits, and what the memory holds at its peak there."""
 
     question: str
-    """`context`, `batch` or `size`."""
+    """One of `QUESTIONS`."""
     mode: Mode
     size: str
     context: int
@@ -110,6 +112,7 @@ def answers(
     *,
     batch: int,
     vocab_size: int,
+    questions: Collection[str] = QUESTIONS,
 ) -> list[Fit]:
     """For each size the largest context at `batch` sequences and the largest batch at its context; before
     them, of several sizes the largest that fits with both as they are.
@@ -120,18 +123,21 @@ def answers(
         mode: `train`, `prefill` or `decode`.
         batch: sequences; in training, of a micro-batch.
         vocab_size: tokens in the vocabulary.
+        questions: which of `QUESTIONS` are answered.
     """
     found = []
-    if len(sizes) > 1:
+    if len(sizes) > 1 and "size" in questions:
         name = largest_size(sizes, budget, mode, batch=batch, vocab_size=vocab_size)
         shown = name or next(iter(sizes))
         found.append(_fit("size", name is not None, mode, shown, sizes[shown], batch, vocab_size))
     for name, config in sizes.items():
-        context = largest_context(config, budget, mode, batch=batch, vocab_size=vocab_size)
-        longer = at_context(config, context or CONTEXT_STEP)
-        found.append(_fit("context", context > 0, mode, name, longer, batch, vocab_size))
-        most = largest_batch(config, budget, mode, vocab_size=vocab_size)
-        found.append(_fit("batch", most > 0, mode, name, config, most or 1, vocab_size))
+        if "context" in questions:
+            context = largest_context(config, budget, mode, batch=batch, vocab_size=vocab_size)
+            longer = at_context(config, context or CONTEXT_STEP)
+            found.append(_fit("context", context > 0, mode, name, longer, batch, vocab_size))
+        if "batch" in questions:
+            most = largest_batch(config, budget, mode, vocab_size=vocab_size)
+            found.append(_fit("batch", most > 0, mode, name, config, most or 1, vocab_size))
     return found
 
 

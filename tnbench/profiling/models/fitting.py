@@ -37,8 +37,8 @@ def show_fit(
         RequestError: the request is wrong.
     """
     device = "cpu" if device == "cpu" else "cuda"
-    jobs = list(_jobs(wanted, device, suites))
-    vocabulary = wanted.vocabulary or planning.DEFAULTS[device].vocabulary
+    jobs, chosen = list(_jobs(wanted, device, suites)), planning.DEFAULTS[device]
+    vocabulary = wanted.vocabulary or chosen.vocabulary
     parts = [field.name for field in fields(fit.Memory)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for index, head in enumerate((*HEADS, *parts)):
@@ -46,7 +46,7 @@ def show_fit(
     peers = set()
     with contextlib.ExitStack() as stack:
         status = stack.enter_context(console.status("predicting")) if console.is_terminal else None
-        for mode, context, batch, variants in jobs:
+        for mode, context, batch, questions, variants in jobs:
             name = next(iter(variants.values())).name
             if status:
                 status.update(f"predicting {mode} of {name}")
@@ -54,11 +54,22 @@ def show_fit(
                 peers.add(name)
                 continue
             sizes = {size: variant.at(context, batch).config for size, variant in variants.items()}
-            for found in fit.answers(sizes, budget, mode, batch=batch, vocab_size=vocabulary):  # type: ignore[arg-type]
+            rows = fit.answers(
+                sizes,
+                budget,
+                mode,  # type: ignore[arg-type]
+                batch=batch,
+                vocab_size=vocabulary,
+                questions=questions,
+            )
+            for found in rows:
                 table.add_row(*map(Text, _row(found, name, parts)))
     console.print(
-        f"What fits {memory(budget)} on a {'GPU' if device == 'cuda' else 'CPU'} by prediction, "
-        "steps eager unless set otherwise:"
+        f"What fits {memory(budget)} on a {'GPU' if device == 'cuda' else 'CPU'} by prediction, in "
+        f"{wanted.precision or chosen.precision} with a vocabulary of {vocabulary:,} tokens, "
+        "steps eager unless set otherwise:",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(table)
     for name in sorted(peers):
@@ -68,8 +79,11 @@ def show_fit(
 
 def _jobs(
     wanted: planning.Wanted, device: str, suites: planning.SuiteLoader
-) -> Iterator[tuple[str, int, int, dict[str, Variant]]]:
-    """Mode, context, batch, and a variant by size, from the smallest."""
+) -> Iterator[tuple[str, int, int, set[str], dict[str, Variant]]]:
+    """Mode, context, batch, what is asked there, and a variant by size, from the smallest.
+
+    The largest context is asked for once for each batch, the largest batch once for each context.
+    """
     chosen = planning.DEFAULTS[device]
     asked: Sequence[str | None] = wanted.sizes or ((None,) if wanted.suite else ASKED[device])
     ordered = sorted(asked, key=lambda size: list(SIZES).index(size) if size else 0)
@@ -77,11 +91,16 @@ def _jobs(
     for size in ordered:
         variants = planning.variants_at(wanted, size, device, suites, compiled=False)
         by_size[size or variants[0].config.model.size] = variants
-    context = (wanted.contexts or chosen.contexts)[0]
+    contexts, batches = wanted.contexts or chosen.contexts[:1], wanted.batches or (1,)
     for mode in wanted.modes:
-        for batch in wanted.batches or (1,):
-            for index in range(len(next(iter(by_size.values())))):
-                yield mode, context, batch, {size: variants[index] for size, variants in by_size.items()}
+        for index in range(len(next(iter(by_size.values())))):
+            variants = {size: found[index] for size, found in by_size.items()}
+            for number, context in enumerate(contexts):
+                for batch in batches:
+                    questions = {"size"}
+                    questions |= {"context"} if number == 0 else set()
+                    questions |= {"batch"} if batch == batches[0] else set()
+                    yield mode, context, batch, questions, variants
 
 
 def _row(found: fit.Fit, name: str, parts: Sequence[str]) -> list[str]:

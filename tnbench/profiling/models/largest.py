@@ -58,6 +58,12 @@ class Search:
         there is, for the record."""
         self.session, self.axis, self.guess, self.device_bytes = session, axis, guess, device_bytes
 
+    def words(self, point: Point) -> str:
+        """`largest context: train 385m, batch 1, bf16`."""
+        case, held = point.case, "batch" if self.axis == "context" else "context"
+        where = f"{case['mode']} {case['size']}, {held} {place(case[held])}, {case['precision']}"
+        return f"largest {self.axis}: {where}" + (f", {case['suite']}" if case["suite"] else "")
+
     def key(self, point: Point, variant: Variant) -> Line:
         """What a record of a search must agree in to be current."""
         case = {name: value for name, value in point.case.items() if name != self.axis}
@@ -90,7 +96,7 @@ class Search:
 
     def _search(self, point: Point, variant: Variant, progress: Progress) -> None:
         case = point.case
-        progress.point = f"largest {self.axis}: {case['mode']} {case['size']} {variant.name}"
+        progress.point = f"{self.words(point)}: {variant.name}"
         trials: list[dict[str, Any]] = []
 
         def fits(value: int) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tnbench.config import RunConfig
@@ -14,6 +15,7 @@ from tnbench.errors import RequestError
 from tnbench.model.presets import SIZES
 from tnbench.profiling.models.arms import MODES
 from tnbench.profiling.models.campaign import Measurement, Point
+from tnbench.profiling.models.largest import Axis
 from tnbench.profiling.models.store import code_hash
 from tnbench.profiling.models.variants import Asked, Variant, asked, of_suite, resolved
 from tnbench.profiling.texts import names, numbers
@@ -115,6 +117,46 @@ def wanted(
         variants=asked(presets, variants, settings),
         budget=None if budget is None else _budget(budget),
     )
+
+
+def require_use(
+    wanted: Wanted,
+    largest: Axis | None,
+    *,
+    rounds: int | None,
+    energy: float | None,
+    time_limit: float | None,
+    plan: bool,
+) -> None:
+    """Refuse options that would do nothing beside the others.
+
+    Raises:
+        RequestError: there is one, or seconds that are no number.
+    """
+    for option, seconds in (("--energy", energy), ("--time-limit", time_limit)):
+        if seconds is not None and not math.isfinite(seconds):
+            raise RequestError(f"{option} {seconds}: give a number of seconds")
+    given = {"--rounds": rounds is not None, "--energy": energy is not None}
+    if largest is not None:
+        reason = f"--largest {largest}, which tries each value in turn and times nothing"
+        given["--context" if largest == "context" else "--batch"] = bool(
+            wanted.contexts if largest == "context" else wanted.batches
+        )
+    elif wanted.budget is not None:
+        reason = "--fit alone, which asks the memory model and measures nothing"
+        given |= {"--time-limit": time_limit is not None, "--plan": plan}
+    else:
+        return
+    for option in (name for name, there in given.items() if there):
+        raise RequestError(f"{option} does not go with {reason}")
+
+
+def along(wanted: Wanted, axis: Axis, device: str) -> Wanted:
+    """The grid of a search: of its axis one value, from which what has no prediction starts; contexts are
+    searched for at one sequence unless others are asked for."""
+    if axis == "context":
+        return replace(wanted, contexts=DEFAULTS[device].contexts[:1], batches=wanted.batches or (1,))
+    return wanted
 
 
 def _budget(text: str) -> int:

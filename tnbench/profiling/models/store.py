@@ -22,7 +22,10 @@ from typing import Any
 from tnbench.profiling.lines import Line, Lines, canonical
 from tnbench.records import PACKAGE
 
-SOURCES = ("config.py", "model", "training", "evaluation", "kernels", "profiling/models/arms.py")
+SOURCES = (
+    *("config.py", "model", "training", "evaluation/generation.py", "kernels"),
+    "profiling/models/arms.py",
+)
 """Files and folders of the package whose change makes measurements of models old."""
 FAILED = "failed"
 """Status of what crashed, hung or raised an error: it is measured once more by the next run."""

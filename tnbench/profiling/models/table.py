@@ -29,6 +29,15 @@ LEGEND = (
 HEADS = ("tokens/s", "× base", "latency", "MFU", "floor", "memory", "J/token")
 
 
+def counted(count: int, noun: str, several: str = "") -> str:
+    """A number of things: `several` is the noun's plural where that is no plain s.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "search", "searches")
+    ('1 row', '2 rows', '0 searches')
+    """
+    return f"{count} {noun if count == 1 else several or noun + 's'}"
+
+
 def groups(frame: Frame) -> Iterator[tuple[str, Frame]]:
     """Title and rows of models.csv of each table: one for each mode, size, precision and suite."""
     for key, rows in frame.groupby(["suite", "mode", "size", "precision", "vocabulary"], sort=False):
@@ -208,5 +217,5 @@ def _sessions(frame: Frame, found: Frame, records: Records) -> Iterator[str]:
             rates = f"; copy {short(copy)}B/s, matmul {short(matmul)}FLOP/s"
         yield escape_markdown(
             f"Session {name}, {session.get('started', '')}: {session.get('command', '')}. {versions}; "
-            f"commit {commit}{rates}; {(frame['session'] == name).sum()} rows."
+            f"commit {commit}{rates}; {counted((frame['session'] == name).sum(), 'row')}."
         )
