@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,8 @@ def test_command_records_and_report(command, tmp_path, monkeypatch):
         (["--length", "0"], "length = 0 must be at least 1"),
         (["--device", "tpu"], "take cpu"),
         (["--report"], "no records"),
+        (["--report", "--heads", "4"], "only --results goes with it"),
+        (["--report", "--device", "cpu"], "only --results goes with it"),
         (["--heads", "abc"], "Invalid value for '--heads'"),
         (["--threads", "0"], "Invalid value for '--threads'"),
     ],
@@ -243,6 +246,34 @@ def test_foreign_records_are_refused(tmp_path):
     (tmp_path / "records.jsonl").write_text('{"schema": 7}\n{}\n')
     with pytest.raises(ValueError, match="no record of"):
         report_module.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda head, series: head.pop("overflow"),
+        lambda head, series: head.update(overflow=[]),
+        lambda head, series: head.update(overflow=3),
+        lambda head, series: head["model"].pop("rows"),
+        lambda head, series: head["model"]["rows"][0].update(algorithm="another"),
+        lambda head, series: series[0].pop("median"),
+        lambda head, series: series[0].update(median=[]),
+        lambda head, series: series[0].update(dtype="fp8"),
+        lambda head, series: series.clear(),
+        lambda head, series: series.insert(1, "text"),
+    ],
+)
+def test_damaged_records_are_told_in_one_line(command, damage, tmp_path):
+    """Whatever is missing in them; nothing is written."""
+    head, *series = map(json.loads, (FOLDER / "records.jsonl").read_text().splitlines())
+    damage(head, series)
+    folder = tmp_path / "models" / "inference-error"
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, (head, *series))))
+    status, output = command("--report", "--results", str(tmp_path))
+    assert (status, output.count("\n")) == (2, 1), output
+    assert "records.jsonl is damaged, or no record of tnbench.profiling.inference_error" in output
+    assert [path.name for path in folder.iterdir()] == ["records.jsonl"]
 
 
 # What the page and the committed folder say

@@ -35,7 +35,7 @@ from tnbench.errors import RequestError, nearest
 from tnbench.kernels.linear_attention import chunked, original, recurrent
 from tnbench.model.decays import OfficialDecay
 from tnbench.profiling.inference_error_model import decode_model
-from tnbench.profiling.inference_error_report import FOLDER, report, require_alike, write
+from tnbench.profiling.inference_error_report import FOLDER, report, require_alike, require_alone, write
 from tnbench.records import command_line, now, provenance, require_writable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -358,6 +358,7 @@ def _chosen(dtype: str) -> list[str]:
 
 
 def main(
+    context: typer.Context,
     heads: Annotated[int, typer.Option(help="Heads, each with its slope of the official decay.")] = 8,
     head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 64,
     layer: Annotated[int, typer.Option(help="Layer, from 0; later ones have smaller slopes.")] = 0,
@@ -375,6 +376,7 @@ def main(
     """Compare the paper's original inference with its robust one: error over the position, per head."""
     folder = results / FOLDER
     if redraw:
+        require_alone(context, "redraw", "results")
         typer.echo(report(folder))
         return
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):

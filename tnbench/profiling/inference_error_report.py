@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -58,8 +59,23 @@ def require_alike(folder: Path, study: Mapping[str, Any], dtypes: Sequence[str])
         return
     there = read(folder)
     alike = all(there.get(name) == value for name, value in study.items())
-    if not alike or list(there["log_limits"]) != list(dtypes):
+    if not alike or list(there.get("log_limits") or ()) != list(dtypes):
         raise RequestError(f"{folder} holds another study; choose another folder with --results")
+
+
+def require_alone(context: typer.Context, *names: str) -> None:
+    """Refuse options beside `--report`, which would do nothing.
+
+    Args:
+        context: of the command.
+        names: parameters that may be given.
+
+    Raises:
+        RequestError: there is another one.
+    """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    if {name for name, source in sources.items() if source and source.name == "COMMANDLINE"} - set(names):
+        raise RequestError("--report rewrites what is in the records: only --results goes with it")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -76,11 +92,15 @@ def read(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RequestError(f"no records in {folder}; measure first, without --report") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RequestError(
-            f"{path} is damaged, or no record of tnbench.profiling.inference_error; measure again into "
-            "another folder with --results"
-        ) from error
+        raise _damaged(folder) from error
     return {**record, "series": series}
+
+
+def _damaged(folder: Path) -> RequestError:
+    return RequestError(
+        f"{folder / RECORDS} is damaged, or no record of tnbench.profiling.inference_error; measure again "
+        "into another folder with --results"
+    )
 
 
 def load(folder: Path) -> Frame:
@@ -206,17 +226,34 @@ def model_table(record: dict[str, Any]) -> str:
 
 
 def report(folder: Path) -> str:
-    """Write the tables and the figure of a folder from its records, and return the table to read."""
+    """Write the tables and the figure of a folder from its records, and return the table to read.
+
+    Raises:
+        RequestError: there are no records, or some that nothing can be made of; nothing has been written.
+    """
+    try:
+        contents = _contents(folder)
+    except RequestError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise _damaged(folder) from error
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return str(contents["table.md"])
+
+
+def _contents(folder: Path) -> dict[str, str | bytes]:
+    """Every file by its name."""
     record, frame = read(folder), load(folder)
-    text = "\n\n".join([steps_table(record), errors_table(record), model_table(record)]) + "\n"
     errors = frame.drop(columns=["slope", "predicted", "first", "last"])
-    write_atomic(folder / "errors.csv", errors.to_csv(index=False))
-    write_atomic(folder / "overflow.csv", overflow(record).to_csv(index=False))
-    write_atomic(folder / "table.md", text)
     drawn = figure(frame)
-    write_atomic(folder / "inference-error.png", _indexed(save(drawn, "png", dpi=DPI)))
-    write_atomic(folder / "inference-error.pdf", save(drawn, "pdf"))
-    return text
+    return {
+        "errors.csv": errors.to_csv(index=False),
+        "overflow.csv": overflow(record).to_csv(index=False),
+        "table.md": "\n\n".join([steps_table(record), errors_table(record), model_table(record)]) + "\n",
+        "inference-error.png": _indexed(save(drawn, "png", dpi=DPI)),
+        "inference-error.pdf": save(drawn, "pdf"),
+    }
 
 
 def _indexed(png: bytes, colors: int = 96) -> bytes:
