@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -116,6 +117,22 @@ def test_a_cache_is_captured_at_a_fixed_length(preset: str):
 
 
 @torch.no_grad()
+def test_a_captured_step_keeps_what_it_reads():
+    """Nobody else holds the decoder, its model and its state; other tensors take any memory that is freed."""
+
+    def logits(graph: bool) -> Tensor:
+        torch.manual_seed(0)
+        step = Decoder(on_gpu("transformer", "bf16"), 2, 300).repeatable(257, graph=graph)
+        gc.collect()
+        others = [torch.full((1 << 18,), float("nan"), device="cuda") for _ in range(256)]
+        found = step().clone()
+        del others
+        return found
+
+    assert torch.equal(logits(True), logits(False))
+
+
+@torch.no_grad()
 def test_a_compiled_step_of_a_cache():
     model, tokens = on_gpu("transformer", "bf16"), some_tokens(2, 60).cuda()
     eager = stepped(Decoder(model, 2, 60), tokens, 20)
@@ -141,7 +158,8 @@ def test_what_is_under_way_changes_no_token(preset: str):
     for asynchronous in (True, False):
         decoder.asynchronous = asynchronous
         decoder.reset()
-        sample = Sampler(4, temperature=0.8, top_k=11, top_p=0.9, seed=3, device="cuda")
+        # Hot: at 0.8 an untrained model whose embeddings are tied repeats the token that it reads.
+        sample = Sampler(4, temperature=2.0, top_k=11, top_p=0.9, seed=3, device="cuda")
         rows.append([row.tolist() for row in generate(decoder, prompt, sample, tokens=90)])
     assert rows[0] == rows[1]
     assert len(rows[0]) == 90

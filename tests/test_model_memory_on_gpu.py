@@ -42,7 +42,7 @@ def call_of(config: RunConfig, mode: str, sequences: int) -> Callable[[], object
     if mode == "prefill":
         tokens = torch.randint(VOCABULARY, (sequences, context), device="cuda")
         return torch.inference_mode()(lambda: model.prefill(tokens, last_only=True)[0])
-    return Decoder(model, sequences, context, graph=False).repeatable(context - 1)
+    return Decoder(model, sequences, context, graph=False).repeatable(context - 1, graph=False)
 
 
 def measured(config: RunConfig, mode: str, sequences: int) -> int:

@@ -130,9 +130,15 @@ def test_auto_takes_chunks_where_logits_are_large() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("how", [True, "blocks"])
-def test_compiled_equals_eager(how: Any, checkpointing: bool, preset: str) -> None:
+def test_compiled_is_as_near_to_fp32_as_eager(how: Any, checkpointing: bool, preset: str) -> None:
+    """Both round to bf16, each in other places: on a CPU, TransNormer-T1's gradients are 2.7 % from fp32 in
+    eager calls, 2.3 % compiled, and 2.4 % from each other. Fused kernels round less often, not more."""
     keys: dict[str, Any] = {"loss": "chunked", "activation_checkpointing": checkpointing}
-    assert near(outcome(on_gpu(preset, compile=how, **keys)), outcome(on_gpu(preset, **keys)), 0.02)
+    exact = outcome(on_gpu(preset, precision="fp32", **keys))
+    found = [outcome(on_gpu(preset, compile=compiled, **keys)) for compiled in (False, how)]
+    eager, compiled = (float((gradients - exact[1]).norm() / exact[1].norm()) for _, gradients in found)
+    assert compiled <= 1.25 * eager
+    assert [loss for loss, _ in found] == pytest.approx([exact[0]] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -223,15 +222,9 @@ def _differentiate(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor, Tensor, Tens
 _forward.register_autograd(_differentiate, setup_context=_setup)
 
 
-class _FusedAttention(TorchFunctionMode):
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
     """Softmax attention as a GPU computes it: no scores in memory."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _forward(*args[:3])[0]
-        return func(*args, **(kwargs or {}))
+    return _forward(q, k, v)[0]
 
 
 @contextmanager
@@ -254,7 +247,8 @@ def pretend(device: str) -> Iterator[None]:
         replaced(plans, machine=lambda index: machine),
         replaced(losses, _cross_entropy=_in_place, _accumulate=lambda *_: None),
         replaced(torch, autocast=lambda device_type, **options: autocast("cpu", **options)),
-        _FusedAttention(),
+        # Not by a TorchFunctionMode: it is off inside Tensor.backward, where checkpointing calls blocks again.
+        replaced(F, scaled_dot_product_attention=_fused_attention),
     ):
         yield
 
