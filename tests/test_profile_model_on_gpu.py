@@ -14,6 +14,7 @@ from tnbench.report.results import Frame
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
 
 SMALL = ["--size", "10m", "--vocabulary", "4096", "--rounds", "2", "--device", "cuda"]
+EAGER = ["--set", "training.compile=false"]
 
 
 def measured(folder: Path, *arguments: str) -> Frame:
@@ -24,28 +25,36 @@ def measured(folder: Path, *arguments: str) -> Frame:
     return rows.models(Store(path.parent).read())
 
 
-@pytest.mark.parametrize("compiled", ["true", "false"])
-def test_every_mode_gives_whole_rows(tmp_path: Path, compiled: str) -> None:
+def test_every_mode_gives_whole_rows(tmp_path: Path) -> None:
     frame = measured(
         tmp_path, "--mode", "train,prefill,decode", "--context", "1k", "--preset", "transnormerllm",
-        "--preset", "transformer", "--set", f"training.compile={compiled}", "--energy", "0.3",
+        "--preset", "transformer", *EAGER, "--energy", "0.3",
     )  # fmt: skip
     assert len(frame) == 6
     assert set(frame["status"]) == {"ok"}
     assert frame["interleaved"].all()
-    assert (frame["memory_error"].abs() < 0.15).all()
+    decode = frame["mode"] == "decode"  # a capture has a workspace of its own, larger than this model
+    assert (frame[~decode]["memory_error"].abs() < 0.15).all()
     assert (frame["joules_per_token"] > 0).all()
     assert (frame["floor_share"] > 0).all()
-    counted = frame[frame["mode"] != "decode"]["counted_ratio"]
-    assert counted.between(0.8, 2.5).all()
-    decode = frame[frame["mode"] == "decode"]
-    assert decode["form"].str.endswith("graph").all()
+    assert frame[~decode]["counted_ratio"].between(0.8, 2.5).all()
+    assert set(frame[decode]["form"]) == {"graph"}
+    assert set(frame[~decode]["form"]) == {"eager"}
+
+
+def test_a_compiled_step(tmp_path: Path) -> None:
+    """The one compilation here: others take minutes."""
+    compiled = ["--set", "training.compile=true"]
+    frame = measured(tmp_path, "--context", "1k", "--preset", "transnormerllm", *compiled)
+    (row,) = frame.to_dict("records")
+    assert (row["status"], row["form"]) == ("ok", "compiled")
+    assert abs(row["memory_error"]) < 0.15
 
 
 def test_a_step_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
     frame = measured(
         tmp_path, "--context", "1k", "--batch", "1,65536", "--preset", "transnormerllm",
-        "--set", "training.compile=false", "--set", "training.loss=logits",
+        *EAGER, "--set", "training.loss=logits",
     )  # fmt: skip
     assert list(frame["status"]) == ["ok", "oom"]
 
@@ -54,7 +63,7 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
 def test_the_peer_runs_in_every_mode_with_the_same_parameters(tmp_path: Path) -> None:
     frame = measured(
         tmp_path, "--mode", "train,prefill,decode", "--context", "1k", "--preset", "transnormerllm",
-        "--preset", "fla-retnet", "--set", "training.compile=false",
+        "--preset", "fla-retnet", *EAGER,
     )  # fmt: skip
     assert set(frame["status"]) == {"ok"}
     parameters = frame.groupby("variant")["parameters"].first()
@@ -67,7 +76,7 @@ def test_the_largest_context_is_found_within_a_limit(tmp_path: Path) -> None:
         cli.main(
             [
                 "profile-model", *SMALL, "--largest", "context", "--batch", "1", "--fit", "4GB",
-                "--preset", "transnormerllm", "--set", "training.compile=false", "--results", str(tmp_path),
+                "--preset", "transnormerllm", *EAGER, "--results", str(tmp_path),
             ]
         )  # fmt: skip
     assert left.value.code == 0
