@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tnbench import cli
 from tnbench.profiling.models import peers, rows
 from tnbench.profiling.models.store import Store
 from tnbench.report.results import Frame
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 SMALL = ["--size", "10m", "--vocabulary", "4096", "--rounds", "2", "--device", "cuda"]
 EAGER = ["--set", "training.compile=false"]
