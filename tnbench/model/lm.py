@@ -153,6 +153,13 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: tokens beyond its capacity, or beyond the learned positions.
         """
+        hidden, state = self.extend(tokens, state, last_only=last_only)
+        return F.linear(hidden, self.output_weight), state
+
+    def extend(
+        self, tokens: Tensor, state: State | None = None, *, last_only: bool = False
+    ) -> tuple[Tensor, State]:
+        """What the output layer multiplies, (batch, time or 1, width); else as `prefill`."""
         state = state or self.initial_state(tokens.shape[0])
         self.require_room(state, tokens.shape[1])
         x, branch = self._embed(tokens, state.tokens), None
@@ -162,13 +169,13 @@ class LanguageModel(nn.Module):
             layers.append(layer_state)
         if last_only:
             x, branch = x[:, -1:], None if branch is None else branch[:, -1:]
-        logits = F.linear(add_norm(self.final_norm, x, branch)[0], self.output_weight)
+        hidden = add_norm(self.final_norm, x, branch)[0]
         seen = state.tokens + tokens.shape[1]
         if state.position is None:
-            return logits, State(seen, layers)
+            return hidden, State(seen, layers)
         state.tokens = seen
         state.position.fill_(seen)
-        return logits, state
+        return hidden, state
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (batch, vocabulary) for the next token (batch,), and the next state."""
