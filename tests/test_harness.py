@@ -33,7 +33,7 @@ def instance(kind: str, *arguments: object) -> Instance:
 
 
 def harness(**options: object) -> HarnessModel:
-    return HarnessModel(model=on_bytes(), tokenizer=Bytes(), device="cpu", quiet=True, **options)  # type: ignore[arg-type]
+    return HarnessModel(model=on_bytes(), tokenizer=Bytes(), device="cpu", quiet=True, **options)
 
 
 def nats(model: LanguageModel, context: list[int], continuation: list[int]) -> float:

@@ -1,13 +1,8 @@
-"""lm-eval's view of our models: `tnbench` among its models.
-
-    python -m tnbench.evaluation.harness run --model tnbench --model_args run=RUN --tasks …
-
-is lm-eval's own command line with that model known to it; in Python, importing this module is enough.
-"""
+"""lm-eval's view of our models: importing this module puts `tnbench` among its models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ from tnbench.evaluation.scoring import Request, Scorer
 from tnbench.model import LanguageModel
 
 
+@register_model("tnbench")
 class HarnessModel(TemplateLM):
     """A model of ours, for lm-eval.
 
@@ -170,22 +166,3 @@ class HarnessModel(TemplateLM):
             for item in items:
                 progress.advance(task)
                 yield item
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """lm-eval's command line, which finds `tnbench` among its models."""
-    import sys
-
-    from lm_eval.__main__ import cli_evaluate
-
-    if arguments is not None:
-        sys.argv[1:] = arguments
-    cli_evaluate()
-
-
-if __name__ != "__main__":
-    register_model("tnbench")(HarnessModel)
-else:  # the class is registered once, by the module under its own name
-    from tnbench.evaluation import harness
-
-    harness.main()
