@@ -33,12 +33,15 @@ HEAVY = {"torch", "pandas", "matplotlib", "transformers", "datasets", "scipy", "
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name; linked folders are part of it."""
+    """Every module of the package by its dotted name; linked folders are part of it.
+
+    Not what an export copies into its folder: there, it runs without the package.
+    """
     found = {}
     folders = [ROOT]
     while folders:
         for path in sorted(folders.pop().iterdir()):
-            if path.is_dir() and path.name != "__pycache__":
+            if path.is_dir() and path.name not in ("__pycache__", "hf_template"):
                 folders.append(path)
             elif path.suffix == ".py":
                 parts = path.relative_to(ROOT).with_suffix("").parts
