@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from model_bench import WORKER
 
 from tnbench import cli
-from tnbench.profiling.models import command, fit
+from tnbench.profiling.models import command, fit, report
 
 SMALL = ["--device", "cpu", "--size", "0.1m"]
 
@@ -85,6 +86,22 @@ def test_settings_that_do_not_reach_a_peer_are_told(capsys: pytest.CaptureFixtur
     assert note in profile_model(capsys, *asked, "--set", "model.gate=false")
     assert note not in profile_model(capsys, *asked)
     assert note not in profile_model(capsys, *asked[:4], "--plan", "--set", "model.gate=false")
+
+
+def test_ctrl_c_while_tables_are_written_keeps_the_records(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(report, "write", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["profile-model", *SMALL, "--context", "64", "--preset", "gpt2", "--rounds", "1"])
+    said = capsys.readouterr()
+    assert (left.value.code, said.err) == (130, "")
+    assert "interrupted while tables and plots were written: the records are kept" in said.out
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["profile-model", "--report"])
+    assert left.value.code == 0
 
 
 def test_one_point_is_one_point(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,10 +164,14 @@ def test_peers_are_compared_with_ours(tmp_path: Path) -> None:
             for option in (["--rounds", "2"], ["--energy", "1"], ["--time-limit", "9"], ["--plan"])
         ),
         (["--energy", "1"], "--energy 1: a CPU has no counter of energy; leave it out"),
+        (
+            ["--vocabulary", "1" + "0" * 18],
+            "Invalid value for '--vocabulary': Input should be less than or equal to 2147483648",
+        ),
         (["--time-limit", "inf"], "--time-limit inf: give a number of seconds"),
         (
-            [*("--largest", "context", "--size", "0.1m"), *("--set", "training.micro_batch_tokens=256")],
-            "--largest needs steps of one micro-batch, and training.micro_batch_tokens = 256 in "
+            [*("--largest", "context", "--size", "0.1m"), *("--set", "training.micro_batch_tokens=512")],
+            "--largest needs steps of one micro-batch, and training.micro_batch_tokens = 512 in "
             "transnormerllm; --set training.micro_batch_tokens=null",
         ),
         (
@@ -331,6 +335,6 @@ def test_the_examples_in_the_docstrings() -> None:
 
 def test_diffs_are_read_as_settings_are() -> None:
     assert variants.parse_variant("a b: x=1 y=none") == ("a b", {"x": 1, "y": "none"})
-    for text in (": x=1", "name:", "name: x", "name: x=1 x=2"):
+    for text in (": x=1", "a\nb: x=1", "name:", "name: x", "name: x=1 x=2"):
         with pytest.raises(RequestError):
             variants.parse_variant(text)

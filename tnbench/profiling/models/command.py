@@ -76,10 +76,10 @@ def profile_model(
     stack = {package: installed_version(package) for package in ("torch", "triton")}
     limit = None
     if largest is not None:
+        first = next(iter(wanted.sizes or (None,)))
+        _require_whole_batches(planning.variants_at(wanted, first, device, suites))
         wanted, limit = planning.along(wanted, largest, device), wanted.budget
     points = planning.points(wanted, device, stack, suites, measurement, REPRODUCED, limit)
-    if largest is not None:
-        _require_whole_batches(points)
     store = Store(results / FOLDER / slug(name))
     session = Session(lambda _: _command(device), store, time_limit=time_limit)
     search = None
@@ -110,7 +110,14 @@ def profile_model(
         except RecordsError as error:
             _failed(error, console)
             return 1
-    return _finish(store, progress, session.id, console)
+    try:
+        return _finish(store, progress, session.id, console)
+    except KeyboardInterrupt:
+        text = (
+            "interrupted while tables and plots were written: the records are kept, --report writes the rest"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
+        return INTERRUPTED
 
 
 def _measurement(device: str, rounds: int | None, energy: float | None) -> Measurement:
@@ -124,9 +131,9 @@ def _command(device: str) -> list[str]:
     return [sys.executable, "-m", "tnbench.profiling.models.worker", "--device", device]
 
 
-def _require_whole_batches(points: Sequence[Point]) -> None:
+def _require_whole_batches(variants: Sequence[Variant]) -> None:
     """Micro-batches of a fixed size fit few of the values that a search tries."""
-    for variant in (variant for point in points for variant in point.variants):
+    for variant in variants:
         tokens = variant.config.training.micro_batch_tokens
         if tokens is not None:
             raise RequestError(

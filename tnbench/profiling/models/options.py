@@ -40,7 +40,11 @@ Batch = Annotated[
 Vocabulary = Annotated[
     int | None,
     typer.Option(
-        "--vocabulary", metavar="N", min=2, help="Tokens known, which are random. GPU: 50272, CPU: 4096."
+        "--vocabulary",
+        metavar="N",
+        min=2,
+        max=1 << 31,
+        help="Tokens known, which are random. GPU: 50272, CPU: 4096.",
     ),
 ]
 Precision = Annotated[

@@ -98,11 +98,11 @@ def parse_variant(text: str) -> tuple[str, dict[str, Any]]:
     ('no-gate', {'model.gate': False})
 
     Raises:
-        RequestError: no name, no diff, or a setting that cannot be read.
+        RequestError: no name or one that cannot be printed, no diff, or a setting that cannot be read.
     """
     name, sign, rest = text.partition(":")
     words = re.split(r"\s+(?=[\w.]+=)", rest.strip()) if rest.strip() else []
-    if not sign or not name.strip() or not words:
+    if not sign or not name.strip() or not name.isprintable() or not words:
         raise RequestError(
             f"--variant {shown(text)}: write NAME: KEY=VALUE …, as in 'no-gate: model.gate=false'"
         )
