@@ -24,7 +24,7 @@ its code is in this folder.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100, do_sample=True)[0]))
@@ -46,7 +46,7 @@ def text(model: LanguageModel, tokenizer: Tokenizer, manifest: Mapping[str, Any]
     """README.md, in Markdown."""
     values = manifest or {}
     name = " ".join(str(values[key]) for key in ("suite", "variant", "run_id") if values.get(key))
-    state = "What it keeps of a text is of constant size, whatever the length."
+    state = "What it keeps of a text is of one size, however long the text is."
     if not model.constant_state:
         state = "Its cache grows with every token."
     head = HEAD.format(title=name or "A model", version=VERSION, state=state, end=tokenizer.end_of_text)

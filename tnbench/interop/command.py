@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tnbench.errors import RequestError
 from tnbench.evaluation.loading import load_run
 from tnbench.interop import hugging_face
 
 
-def export_run(name: str, folder: Path, *, results: Path) -> int:
+def export_run(name: str, where: str, *, results: Path) -> int:
     """Write a finished run as a Hugging Face folder, and say how it is loaded.
 
     Args:
         name, results: as in `tnbench.evaluation.loading.load_run`.
-        folder: as in `hugging_face.export`.
+        where: the folder, as in `hugging_face.export`.
 
     Returns:
         The exit status, 0.
@@ -21,6 +22,9 @@ def export_run(name: str, folder: Path, *, results: Path) -> int:
     Raises:
         RequestError: there is no such run or it cannot be used, or the folder cannot be written.
     """
+    if not where.strip():
+        raise RequestError("an empty name: give the folder that is to be written")
+    folder = Path(where)
     hugging_face.require_free(folder)
     run = load_run(name, results)
     hugging_face.export(run.model, run.tokenizer, folder, run.manifest)

@@ -85,6 +85,7 @@ def export(
             write_json(temporary / MANIFEST, card.public(manifest))
         (temporary / "README.md").write_text(card.text(model, tokenizer, manifest), encoding="utf-8")
         for path in temporary.iterdir():
+            shutil.copymode(temporary / "config.json", path)  # safetensors lets nobody else read its files
             sync(path)
         os.replace(temporary, place)  # an empty folder at `place` is replaced, any other is an error
         sync(place.parent)
@@ -100,8 +101,6 @@ def require_free(folder: Path) -> None:
     Raises:
         RequestError: it is something else.
     """
-    if not str(folder).strip():
-        raise RequestError("an empty name: give the folder that is to be written")
     place = folder.expanduser()
     try:
         if place.is_dir():

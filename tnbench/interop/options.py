@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ class Format(StrEnum):
     hf = "hf"
 
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder that is new or empty.")]
 FormatOption = Annotated[
     Format, typer.Option("--format", help="hf: a folder for Hugging Face's AutoModelForCausalLM.")
 ]
