@@ -12,6 +12,7 @@ from tnbench.ablation import options as ablation
 from tnbench.commands import leave, run
 from tnbench.errors import RequestError
 from tnbench.evaluation import options as generation
+from tnbench.interop import options as interop
 from tnbench.options import (
     Device,
     DeviceOption,
@@ -179,19 +180,51 @@ def generate(
 
     leave(
         command.generate_text(
-            run,
-            prompt=prompt,
-            tokens=tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            samples=samples,
-            device=device.value,
-            precision=precision.value if precision else None,
+            run, prompt=prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            samples=samples, device=device.value, precision=precision.value if precision else None,
             results=results,
         )
-    )
+    )  # fmt: skip
+
+
+@app.command("eval")
+def evaluate(
+    runs: generation.Runs,
+    tasks: generation.Tasks = None,
+    fewshot: generation.Fewshot = None,
+    limit: generation.Limit = None,
+    include: generation.Include = None,
+    device: DeviceOption = Device.auto,
+    precision: generation.PrecisionOption = None,
+    max_length: generation.MaxLength = None,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Ask runs the questions of lm-eval's tasks: accuracies with errors, bits per byte, pairs of models.
+
+    What is recorded is not asked again; Ctrl-C is safe.
+    """
+    from tnbench.evaluation import evaluating
+
+    leave(
+        evaluating.evaluate(
+            runs, words=tasks, fewshot=fewshot, limit=limit, include=include, device=device.value,
+            precision=precision.value if precision else None, max_length=max_length, results=results,
+            console=_console(),
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    run: generation.Run,
+    folder: interop.Folder,
+    format: interop.FormatOption = interop.Format.hf,
+    results: RecordsOption = Path("results"),
+) -> None:
+    """Write a run's model as a folder that other programs load, without tnbench."""
+    from tnbench.interop import command
+
+    leave(command.export_run(run, folder, results=results))
 
 
 @app.command()
@@ -211,15 +244,8 @@ def compare(
     from tnbench.ablation.compare import compare as compare_records
 
     compare_records(
-        a,
-        b,
-        metric=metric,
-        margin=margin,
-        alpha=alpha,
-        results=results,
-        as_json=as_json,
-        console=_console(),
-    )
+        a, b, metric=metric, margin=margin, alpha=alpha, results=results, as_json=as_json, console=_console()
+    )  # fmt: skip
 
 
 @app.command("profile-kernels")

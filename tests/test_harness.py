@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def instance(kind: str, *arguments: object) -> Instance:
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)  # type: ignore[arg-type]
 
 
-def harness(**options: object) -> HarnessModel:
+def harness(**options: Any) -> HarnessModel:
     return HarnessModel(model=on_bytes(), tokenizer=Bytes(), device="cpu", quiet=True, **options)
 
 

@@ -80,7 +80,8 @@ def test_the_largest_context_is_found_within_a_limit(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(
             [
-                "profile-model", *SMALL, "--largest", "context", "--batch", "1", "--fit", "4GB",
+                "profile-model", *SMALL[:4], "--device", "cuda", "--largest", "context", "--batch", "1",
+                "--fit", "4GB",
                 "--preset", "transnormerllm", *EAGER, "--results", str(tmp_path),
             ]
         )  # fmt: skip

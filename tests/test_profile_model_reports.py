@@ -18,6 +18,7 @@ from tnbench.profiling.models import flops, planning, plots, report, rows, table
 from tnbench.profiling.models.arms import Spec
 from tnbench.profiling.models.largest import Axis, search
 from tnbench.profiling.models.planning import DEFAULTS
+from tnbench.report import words
 from tnbench.report.drawing import save
 from tnbench.resolution import resolve
 
@@ -209,8 +210,8 @@ def test_the_grid_and_the_commands_that_repeat_it() -> None:
     assert [variant.name for variant in found[0].variants] == ["transnormerllm", "transformer", "bare"]
     bare = found[0].variants[2].config
     assert (bare.model.gate, bare.model.decay.name, bare.training.loss) == (False, "none", "logits")
-    for words in ("--variant 'bare: model.gate=false model.decay=none'", "--set training.loss=logits"):
-        assert words in found[0].command
+    for said in ("--variant 'bare: model.gate=false model.decay=none'", "--set training.loss=logits"):
+        assert said in found[0].command
     assert "--results elsewhere" in found[0].command
 
 
@@ -328,7 +329,7 @@ def test_a_failed_prediction_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_examples_in_the_docstrings() -> None:
-    tried = doctest.testmod(table)
+    tried = doctest.testmod(words)
     assert tried.attempted
     assert not tried.failed
 

@@ -47,6 +47,19 @@ def reach(repository: str, kind: str) -> Iterator[bool]:
         constants.HF_HUB_OFFLINE = before
 
 
+@contextmanager
+def datasets_offline(offline: bool) -> Iterator[None]:
+    """Within the block `datasets` asks nobody, if `offline`."""
+    from datasets import config as settings
+
+    before = settings.HF_HUB_OFFLINE
+    settings.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        settings.HF_HUB_OFFLINE = before
+
+
 def failure(name: str, reached: bool, error: Exception) -> RequestError:
     """One line about something of the hub that could not be loaded."""
     if reached:
@@ -69,20 +82,16 @@ class DataSet:
     @cached_property
     def _rows(self) -> Any:
         import datasets
-        from datasets import config as settings
 
         bars = datasets.are_progress_bars_disabled()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
-        with reach(self.repository, "dataset") as reached:
-            offline = settings.HF_HUB_OFFLINE
-            settings.HF_HUB_OFFLINE = offline or not reached
+        with reach(self.repository, "dataset") as reached, datasets_offline(not reached):
             try:
                 rows = datasets.load_dataset(self.repository, self.configuration, split="train")
             except Exception as error:
                 raise failure(f"corpus {self.name}", reached, error) from error
             finally:
-                settings.HF_HUB_OFFLINE = offline
                 if not bars:
                     datasets.enable_progress_bars()
         if self.text_field not in rows.features:

@@ -40,7 +40,8 @@ def build() -> Iterator[dict[str, object]]:
     kept = []
     for item in found:  # each sentence once, and no word too often
         choices, label = item["choices"], item["label"]
-        assert isinstance(choices, list) and isinstance(label, int)
+        assert isinstance(choices, list)
+        assert isinstance(label, int)
         if choices[label] in seen:
             continue
         seen.add(choices[label])

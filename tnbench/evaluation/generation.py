@@ -8,6 +8,7 @@ for tokens in generate(decoder, prompt, Sampler(4, device="cuda"), tokens=100):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -201,13 +202,12 @@ class Decoder:
         self.model.require_room(self.state, 1)
         if not (on_gpu if graph is None else graph):
             return torch.no_grad()(lambda: self._in_place(filled))
-        captured, logits = self._capture(lambda: self._in_place(filled))
+        return partial(self._replay, *self._capture(lambda: self._in_place(filled)))
 
-        def replay() -> Tensor:
-            captured.replay()
-            return logits
-
-        return replay
+    def _replay(self, graph: torch.cuda.CUDAGraph, logits: Tensor) -> Tensor:
+        """A method: what holds it holds the model and the state, which the graph reads."""
+        graph.replay()
+        return logits
 
     @torch.no_grad()
     def _capture(self, call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

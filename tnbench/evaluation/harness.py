@@ -22,7 +22,6 @@ from tnbench.evaluation.scoring import Request, Scorer
 from tnbench.model import LanguageModel
 
 
-@register_model("tnbench")
 class HarnessModel(TemplateLM):
     """A model of ours, for lm-eval.
 
@@ -166,3 +165,6 @@ class HarnessModel(TemplateLM):
             for item in items:
                 progress.advance(task)
                 yield item
+
+
+register_model("tnbench")(HarnessModel)

@@ -1,6 +1,6 @@
 """lm-eval's own command line, to which our models are known:
 
-    python -m tnbench.evaluation.lm_eval_command --model tnbench --model_args run=RUN --tasks …
+python -m tnbench.evaluation.lm_eval_command --model tnbench --model_args run=RUN --tasks …
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def load_run(name: str, results: Path, device: torch.device | str = "cpu") -> Lo
             be had.
     """
     folder = find_run(name, results)
-    manifest = _finished(folder)
+    manifest = finished(folder)
     config, data = _config(folder, manifest), _recorded_data(folder, manifest)
     tokenizer = _tokenizer(folder, config, data)
     model_config = config.model.model_copy(update={"implementation": "auto"})
@@ -119,8 +119,12 @@ def _again(folder: RunFolder) -> str:
     return f"train it again with {shlex.join(command)}"
 
 
-def _finished(folder: RunFolder) -> dict[str, Any]:
-    """The manifest of a run that has its final weights."""
+def finished(folder: RunFolder) -> dict[str, Any]:
+    """The manifest of a run that has its final weights.
+
+    Raises:
+        RequestError: it has none, or cannot be read.
+    """
     manifest = folder.read_manifest()
     if manifest is None:
         raise RequestError(f"{folder.path}: {folder.problem() or 'it holds no manifest.json'}")

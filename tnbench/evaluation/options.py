@@ -1,8 +1,9 @@
-"""The options of `tnbench generate`; imported when the command line starts, so nothing heavy."""
+"""The options of `tnbench generate` and `tnbench eval`; imported at every start, so nothing heavy."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,4 +31,26 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Sample n draws with se
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Samples, made together.")]
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Default: bf16 on a GPU, fp32 elsewhere.")
+]
+
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN…", help="Run ids, run folders or manifests; the first is the base."),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks", metavar="NAME,…", help="lm-eval's tasks, paper, small, cloze. Default: the shipped cloze."
+    ),
+]
+Fewshot = Annotated[
+    int | None, typer.Option("--num-fewshot", min=0, help="Examples before a question. Default: the task's.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task at most.")]
+Include = Annotated[
+    Path | None, typer.Option("--include-path", metavar="DIR", help="A folder of task files of your own.")
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=2, help="Tokens given at a time. Default: the trained context."),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tnbench.report.words import duration
+from tnbench.report.words import counted, duration
 
 
 @dataclass
@@ -93,16 +93,16 @@ def conclude(progress: Progress, folder: Path | None, hidden: int, kind: str, co
 
     if hidden:
         say(
-            f"note: {hidden} points measured now are recorded but not in the tables above, which show the "
-            f"measurement of most {kind}; another --results folder shows them"
+            f"note: of what was measured now, {counted(hidden, 'point')} can be found in the records alone: "
+            f"the tables above show the measurement of most {kind}; another --results folder shows them"
         )
     counts = ", ".join(f"{count} {status}" for status, count in sorted(progress.rows.items()))
     measured = f"{progress.done - progress.skipped} measured ({counts})" if counts else "none measured"
     written = f" Tables and plots: {folder}" if folder else ""
-    say(f"{progress.points} points: {measured}, {progress.skipped} there already.{written}")
+    say(f"{counted(progress.points, 'point')}: {measured}, {progress.skipped} there already.{written}")
     if progress.stopped:
         left = progress.points - progress.done
         say(
-            f"{progress.stopped}: finished points are kept, {left} are left; "
+            f"{progress.stopped}: finished points are kept, {left} {'is' if left == 1 else 'are'} left; "
             "the same command goes on from there"
         )

@@ -27,7 +27,7 @@ def one_number(option: str, word: str) -> int:
     digits, factor = word.strip().lower(), 1
     if digits.endswith("k"):
         digits, factor = digits[:-1], 1024
-    if not (digits.isascii() and digits.isdigit()) or int(digits) == 0:
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 18 or int(digits) == 0:
         raise RequestError(f"{option}: {word.strip()!r} is no size; write whole numbers, as 1k,2k,4096")
     return int(digits) * factor
 

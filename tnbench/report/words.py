@@ -25,6 +25,15 @@ def decimals(half_width: float) -> int:
     return max(0, 1 - int(f"{half_width:.1e}".partition("e")[2]))
 
 
+def counted(count: int, noun: str, several: str = "") -> str:
+    """A number of things: `several` is the noun's plural where that is no plain s.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "search", "searches")
+    ('1 row', '2 rows', '0 searches')
+    """
+    return f"{count} {noun if count == 1 else several or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 5 min`, `3.2 days`.
 

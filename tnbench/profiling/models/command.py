@@ -19,11 +19,10 @@ from tnbench.profiling.models import planning, report, table
 from tnbench.profiling.models.campaign import Campaign, Measurement, Point, Session, words
 from tnbench.profiling.models.largest import Axis, Search
 from tnbench.profiling.models.store import Records, Store, code_hash
-from tnbench.profiling.models.table import counted
 from tnbench.profiling.models.variants import Variant
 from tnbench.profiling.progress import Progress, Watcher, conclude
 from tnbench.records import command_line, provenance
-from tnbench.report.words import duration, memory
+from tnbench.report.words import counted, duration, memory
 
 PACKAGES = (
     *("torch", "triton", "flash-linear-attention", "fla-core", "liger-kernel", "transformers"),

@@ -15,7 +15,7 @@ from tnbench.profiling.models.store import Records
 from tnbench.profiling.texts import markdown_table, number, place, signed_percent
 from tnbench.report.formats import escape_markdown
 from tnbench.report.results import Frame
-from tnbench.report.words import NOTHING, memory, short
+from tnbench.report.words import NOTHING, counted, memory, short
 
 MARKS = {"faster": "+", "slower": "−", "undecided": "?"}
 LEGEND = (
@@ -27,15 +27,6 @@ LEGEND = (
     "power included."
 )
 HEADS = ("tokens/s", "× base", "latency", "MFU", "floor", "memory", "J/token")
-
-
-def counted(count: int, noun: str, several: str = "") -> str:
-    """A number of things: `several` is the noun's plural where that is no plain s.
-
-    >>> counted(1, "row"), counted(2, "row"), counted(0, "search", "searches")
-    ('1 row', '2 rows', '0 searches')
-    """
-    return f"{count} {noun if count == 1 else several or noun + 's'}"
 
 
 def groups(frame: Frame) -> Iterator[tuple[str, Frame]]:

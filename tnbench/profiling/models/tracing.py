@@ -247,7 +247,7 @@ def pretend(device: str) -> Iterator[None]:
         replaced(plans, machine=lambda index: machine),
         replaced(losses, _cross_entropy=_in_place, _accumulate=lambda *_: None),
         replaced(torch, autocast=lambda device_type, **options: autocast("cpu", **options)),
-        # Not by a TorchFunctionMode: it is off inside Tensor.backward, where checkpointing calls blocks again.
+        # Not by a TorchFunctionMode: inside Tensor.backward, where blocks are called again, it is off.
         replaced(F, scaled_dot_product_attention=_fused_attention),
     ):
         yield

@@ -1,0 +1,245 @@
+"""`tnbench eval`: a trained run, tasks, records, items, pairs, what is refused and what goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tnbench import cli
+from tnbench.evaluation import cloze, evaluating, items, outcomes, scoring, study, tasks
+from tnbench.evaluation.study import Store
+from tnbench.records import RunFolder
+from tnbench.statistics.items import compare_items
+
+pytestmark = pytest.mark.usefixtures("settled_process")
+
+LOCAL = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+{rest}
+metric_list: [{{metric: {metric}, aggregation: {aggregation}, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def results(whole: RunFolder, tmp_path: Path) -> Path:
+    """A results folder with a tiny run, and a copy of it under another id."""
+    runs = tmp_path / "results" / "tiny" / "runs"
+    shutil.copytree(whole.path, runs / whole.id)
+    shutil.copytree(whole.path, runs / "other")
+    manifest = runs / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"{whole.id}"', '"other"'))
+    return tmp_path / "results"
+
+
+def tnbench(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", *map(str, arguments), "--device", "cpu"])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def records(results: Path) -> list[dict[str, Any]]:
+    return Store(results / study.FOLDER).read()[0]
+
+
+def local_task(
+    folder: Path, name: str, kind: str, metric: str, rest: str = "", aggregation: str = "mean"
+) -> None:
+    """A task file on three documents of its own."""
+    folder.mkdir(exist_ok=True)
+    documents = [{"q": "one two", "a": "x"}, {"q": "three", "a": "yy"}, {"q": "four", "a": "é"}]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(one) + "\n" for one in documents))
+    text = LOCAL.format(name=name, file=data, kind=kind, metric=metric, rest=rest, aggregation=aggregation)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def test_the_shipped_task_is_the_default(
+    results: Path, whole: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Two runs of one model: the same answers, paired; asked once."""
+    monkeypatch.setenv("COLUMNS", "160")
+    command = (whole.id, "other", "--results", results, "--limit", 12)
+    assert tnbench(*command) == 0
+    said = capsys.readouterr().out
+    assert "gold_bits_per_byte" in said
+    assert "+0.000 [+0.000, +0.000] undecided" in said
+    first, second = records(results)
+    assert first["items"] == 12
+    assert first["chance"] == 0.25
+    assert first["metrics"]["acc"] == second["metrics"]["acc"]
+    store = Store(results / study.FOLDER)
+    asked = study.read_items(store.items_of(first["key"]))
+    assert [item.id for item in asked] == list(range(12))
+    assert first["metrics"]["acc"]["value"] == pytest.approx(np.mean([item.scores["acc"] for item in asked]))
+    right = [item.answer[document["label"]] for item, document in zip(asked, cloze.build(), strict=False)]
+    assert [-item.gold_nats for item in asked if item.gold_nats] == pytest.approx(right)
+    assert not (store.folder / "unfinished").exists()
+    with open(store.folder / "results.csv") as file:
+        assert {row["metric"] for row in csv.DictReader(file)} == {"acc", "gold_bits_per_byte"}
+
+    monkeypatch.setattr(study, "evaluate", lambda *a, **k: pytest.fail("it is recorded"))
+    assert tnbench(*command) == 0
+
+
+def test_tasks_of_every_kind(results: Path, whole: RunFolder, tmp_path: Path):
+    folder = tmp_path / "my"
+    stops = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 4}'
+    local_task(folder, "makes", "generate_until", "exact_match", stops)
+    local_task(folder, "continues", "loglikelihood", "acc")
+    local_task(folder, "reads", "loglikelihood_rolling", "bits_per_byte", aggregation="bits_per_byte")
+    (folder / "broken.yaml").write_text(
+        (folder / "makes.yaml").read_text().replace("makes", "broken") + "\n["
+    )
+    (folder / "broken.yaml").unlink()
+    names = "makes,continues,reads"
+    assert tnbench(whole.id, "--results", results, "--tasks", names, "--include-path", folder) == 0
+    found = {line["task"]: line for line in records(results)}
+    assert set(found) == set(names.split(","))
+    assert set(found["makes"]["metrics"]) == {"exact_match"}
+    assert found["continues"]["gold_bits_per_byte"] > 0
+    # lm-eval's own bits per byte of whole texts is what the items say.
+    assert found["reads"]["gold_bits_per_byte"] == pytest.approx(
+        found["reads"]["metrics"]["bits_per_byte"]["value"], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "has no run"),
+        (["RUN", "RUN"], "is given twice"),
+        (["RUN", "--tasks", "cloze,cloze"], "cloze is asked for twice"),
+        (["RUN", "--tasks", ","], "names with commas"),
+        (["RUN", "--include-path", "/nowhere"], "no such folder"),
+        (["RUN", "--limit", "0"], "--limit"),
+        (["RUN", "--max-length", "1"], "--max-length"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    arguments: list[str], said: str, results: Path, whole: RunFolder, capsys: pytest.CaptureFixture[str]
+):
+    given = [whole.id if word == "RUN" else word for word in arguments]
+    assert tnbench(*given, "--results", results) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (results / study.FOLDER / "records.jsonl").exists()
+
+
+def test_data_out_of_reach(
+    results: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    local_task(tmp_path / "my", "gone", "loglikelihood", "acc")
+    (tmp_path / "my" / "data.jsonl").unlink()
+    assert tnbench(whole.id, "--results", results, "--tasks", "gone", "--include-path", tmp_path / "my") == 2
+    assert "task gone: its data cannot be had" in capsys.readouterr().err
+
+
+def test_what_was_answered_is_not_asked_again(
+    results: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Interrupted in the middle, it goes on; the outcome is that of one go."""
+    plain = scoring.Scorer.scores
+    asked: list[int] = []
+
+    def stopped(self: Any, requests: Any) -> Any:
+        asked.append(len(requests))
+        for number, one in enumerate(plain(self, requests)):
+            if len(asked) == 1 and number == 20:
+                raise KeyboardInterrupt
+            yield one
+
+    monkeypatch.setattr(scoring.Scorer, "scores", stopped)
+    command = (whole.id, "--results", results, "--limit", 12)
+    assert tnbench(*command) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not records(results)
+    assert tnbench(*command) == 0
+    assert asked == [48, 28]
+    (again,) = records(results)
+    assert tnbench("other", "--results", results, "--limit", 12) == 0
+    assert records(results)[1]["metrics"] == again["metrics"]
+
+
+def test_bits_per_byte_of_right_answers():
+    """A worked example, and the standard error by resampling."""
+    two = [
+        items.Item(0, "a", {"acc": 1.0}, choices=4, gold_nats=2 * np.log(2), gold_bytes=4),
+        items.Item(1, "b", {"acc": 0.0}, choices=2, gold_nats=6 * np.log(2), gold_bytes=4),
+    ]
+    found = items.summarise(two)
+    assert found.gold_bits_per_byte == pytest.approx(8 / 8)
+    assert found.chance == pytest.approx((1 / 4 + 1 / 2) / 2)
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(3, 12, 400)
+    nats = sizes * draw.gamma(4, 0.3, 400)
+    many = [
+        items.Item(n, str(n), {}, gold_nats=a, gold_bytes=int(b))
+        for n, (a, b) in enumerate(zip(nats, sizes, strict=True))
+    ]
+    picks = draw.integers(0, 400, (2000, 400))
+    spread = np.std(nats[picks].sum(1) / sizes[picks].sum(1) / np.log(2))
+    assert items.summarise(many).gold_bits_per_byte_stderr == pytest.approx(spread, rel=0.1)
+
+
+def test_pairs_are_compared_item_by_item(tmp_path: Path):
+    store = Store(tmp_path)
+    draw = np.random.default_rng(1)
+    lines = []
+    scores = {}
+    for name, shift in (("one", 0.0), ("two", 0.5)):
+        nats = 2 + draw.normal(size=60) * 0.1 - shift
+        right = (draw.random(60) < 0.5 + shift / 2).astype(float)
+        scores[name] = right
+        path = store.items_of(name)
+        path.parent.mkdir(exist_ok=True)
+        asked = [
+            items.Item(n, f"h{n}", {"acc": right[n]}, choices=2, gold_nats=nats[n], gold_bytes=2)
+            for n in range(60)
+        ]
+        path.write_text("".join(json.dumps(item.to_dict()) + "\n" for item in asked))
+        summary = items.summarise(asked)
+        metric = {"value": float(right.mean()), "stderr": 0.06, "higher_is_better": True}
+        lines.append(
+            {
+                "key": name, "task": "t", "model": name, "fewshot": 0, "limit": None,
+                "asked": {"task": "t", "model": name}, "metrics": {"acc": metric}, **summary.__dict__,
+            }
+        )  # fmt: skip
+    frame = outcomes.comparisons(store, lines)
+    assert list(frame["verdict"]) == ["better", "better"]
+    expected = compare_items(scores["two"], scores["one"], alpha=0.05)
+    assert frame.iloc[0]["difference"] == pytest.approx(expected.mean)
+    assert (frame.iloc[0]["low"], frame.iloc[0]["high"]) == pytest.approx((expected.low, expected.high))
+    assert frame.iloc[1]["difference"] == pytest.approx(-0.5 / np.log(2) / 2, rel=0.1)
+    texts = outcomes.cells(outcomes.rows(lines), frame)
+    assert [line[-1].split()[-1] for line in texts] == ["–", "–", "better", "better"]
+    assert outcomes.rows(lines)["at_chance"].tolist()[::2] == [True, False]
+
+
+def test_groups_and_the_shipped_file():
+    names = [one.name for one in tasks.asked("paper", None)]
+    assert names[:3] == ["boolq", "piqa", "hellaswag"]
+    assert [one.fewshot for one in tasks.asked("paper", None)][-3:] == [5, 5, 5]
+    assert {one.fewshot for one in tasks.asked("small", 3)} == {3}
+    assert cloze.PATH.read_text() == cloze.text()
+    documents = list(cloze.build())
+    assert len(documents) == cloze.ITEMS
+    for document in documents:
+        choices: Any = document["choices"]
+        assert len({len(choice) for choice in choices}) == 1
+        assert len(set(choices)) == 4
+    assert evaluating.evaluate.__doc__

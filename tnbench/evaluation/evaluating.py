@@ -1,0 +1,153 @@
+"""`tnbench eval`, behind the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tnbench.errors import INTERRUPTED, RequestError
+from tnbench.evaluation import outcomes, study, tasks
+from tnbench.evaluation.loading import find_run, finished
+from tnbench.evaluation.study import Model, Store
+from tnbench.profiling.lines import Line, RecordsError
+from tnbench.profiling.machine import installed_version, machine
+from tnbench.records import command_line, now, provenance
+
+PACKAGES = ("torch", "triton", "lm-eval", "datasets", "transformers")
+
+
+def evaluate(
+    runs: Sequence[str],
+    *,
+    words: str | None,
+    fewshot: int | None,
+    limit: int | None,
+    include: Path | None,
+    device: str,
+    precision: str | None,
+    max_length: int | None,
+    results: Path,
+    console: Console,
+) -> int:
+    """Ask models the questions of tasks, and tell what they know.
+
+    Args:
+        runs: run ids, run folders or manifests; the first is what the others are compared with.
+        words: tasks, as `tasks.asked` reads them.
+        fewshot: examples before each question, None for the tasks' own numbers.
+        limit: questions of each task, the first ones; None for all.
+        include: a folder of task files.
+        device, precision, max_length: as for `HarnessModel`.
+        results: where runs are looked for, and in whose folder `evals` the records are written.
+
+    Returns:
+        The exit status: 0, 1 if a record could not be written, 130 if interrupted.
+
+    Raises:
+        RequestError: the request is wrong, or data that it needs are out of reach; what was answered is kept.
+    """
+    asked = tasks.asked(words, fewshot)
+    device, name = machine(device)
+    precision = precision or ("bf16" if device == "cuda" else "fp32")
+    models = [_model(run, results, device, precision, max_length) for run in runs]
+    names = [model.name for model in models]
+    for one in names:
+        if names.count(one) > 1:
+            raise RequestError(f"run {one} is given twice")
+    store = Store(results / study.FOLDER)
+    index = tasks.manager(asked, include)
+    session = {
+        "session": secrets.token_hex(4),
+        "started": now(),
+        "device": name,
+        "command": command_line(),
+        "versions": {package: text for package in PACKAGES if (text := installed_version(package))},
+        "provenance": provenance(),
+    }
+    status = 0
+    shown: list[Line] = []
+    with store.writing():
+        there, problems = store.read()
+        opened: dict[str, Any] = {}
+        try:
+            for task in asked:
+                for model in models:
+                    found = study.known(there, model, task, limit)
+                    if not found:
+                        console.print(f"{task.name}: {model.name}", highlight=False)
+                        found = study.evaluate(
+                            store, model, task, index, limit=limit, session=session, opened=opened
+                        )
+                    shown += found
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except RecordsError as error:
+            console.print(f"failed: {error}; what was recorded before is kept", highlight=False)
+            status = 1
+        with contextlib.suppress(RecordsError):
+            _write(store)
+    if shown:
+        _show(store, shown, console)
+    for problem in problems:
+        console.print(f"note: {problem}", highlight=False, soft_wrap=True)
+    if status == INTERRUPTED:
+        console.print("interrupted: answers are kept; the same command goes on from there", highlight=False)
+    if shown:
+        console.print(f"Records, items and tables: {store.folder}", highlight=False, soft_wrap=True)
+    return status
+
+
+def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
+    """A run that is there; its weights are read when the first question comes.
+
+    Raises:
+        RequestError: there is no such run, or it has no final weights.
+    """
+    folder = find_run(name, results)
+    manifest = finished(folder)
+
+    def opened() -> Any:
+        from tnbench.evaluation.harness import HarnessModel
+
+        return HarnessModel(run=str(folder.path), device=device, precision=precision, max_length=max_length)
+
+    variant = manifest.get("variant")
+    label = f"{variant} {folder.id}" if variant else folder.id
+    identity = {"run": folder.id, "precision": precision, "max_length": max_length, "device": device}
+    return Model(label, identity, opened)
+
+
+def _write(store: Store) -> None:
+    """Tables of all that is recorded."""
+    lines, _ = store.read()
+    if not lines:
+        return
+    frame, compared = outcomes.rows(lines), outcomes.comparisons(store, lines)
+    store.write_files(
+        {
+            "results.csv": frame.to_csv(index=False),
+            "comparisons.csv": compared.to_csv(index=False),
+            "table.md": outcomes.markdown(outcomes.cells(frame, compared)),
+        }
+    )
+
+
+def _show(store: Store, lines: Sequence[Line], console: Console) -> None:
+    """The table of what was asked for now."""
+    texts = outcomes.cells(outcomes.rows(lines), outcomes.comparisons(store, lines))
+    bare = all(line[-1] == texts[0][-1] for line in texts)
+    heads = outcomes.HEADS[: -1 if bare else None]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="left" if index < 3 else "right", overflow="fold")
+    for line in texts:
+        table.add_row(*map(Text, line[: len(heads)]))
+    console.print(table)

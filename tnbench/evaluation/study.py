@@ -1,0 +1,251 @@
+"""Evaluations of models on tasks, recorded: `records.jsonl`, a line for each model and task, and the items.
+
+An evaluation that is recorded is not made again; one that was interrupted goes on from the answers that the
+models gave already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tnbench.config import digest
+from tnbench.data import hub
+from tnbench.errors import RequestError, first_line
+from tnbench.evaluation import items, tasks
+from tnbench.profiling.lines import Line, Lines
+from tnbench.records import now, write_atomic
+
+SEED = 1234
+"""Of the examples that lm-eval draws: its own default."""
+ANY = "EleutherAI/lambada_openai"
+"""Asked for to see whether the hub answers."""
+FOLDER = "evals"
+ITEMS = "items"
+
+
+class Store(Lines):
+    """A results folder's evaluations."""
+
+    command = "eval"
+
+    def read(self) -> tuple[list[Line], list[str]]:
+        """The last record of each model, task and number of examples and questions, and what was wrong."""
+        found: dict[str, Line] = {}
+
+        def take(line: Line) -> None:
+            if line["kind"] == "task" and line["metrics"] is not None:
+                asked = {name: line[name] for name in ("identity", "task", "group", "limit")}
+                found[digest({**asked, "fewshot": line["asked"]["fewshot"]})] = line
+
+        problems = self.each(take)
+        return list(found.values()), problems
+
+    def items_of(self, key: str) -> Path:
+        return self.folder / ITEMS / f"{key}.jsonl"
+
+    def answers_of(self, key: str) -> Path:
+        """Answers of an evaluation that is under way."""
+        return self.folder / "unfinished" / key
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be asked, opened when the first question comes."""
+
+    name: str
+    """As it is shown."""
+    identity: dict[str, Any]
+    """What its answers follow from: run id, precision, …"""
+    open: Callable[[], Any]
+    """The lm-eval model."""
+
+
+def code_hash() -> str:
+    """Of what turns a model into answers."""
+    total = hashlib.sha256()
+    folder = Path(__file__).resolve().parent
+    for name in ("scoring.py", "harness.py", "continuation.py", "tasks.py", "cloze.py", "items.py"):
+        total.update((folder / name).read_bytes())
+    return total.hexdigest()[:12]
+
+
+def key_of(model: Model, task: tasks.Asked, limit: int | None) -> Line:
+    """What a record must agree in to be the answer to a request."""
+    return {
+        "model": model.identity,
+        "task": task.name,
+        "fewshot": task.fewshot,
+        "limit": limit,
+        "seed": SEED,
+        "config": None if task.config is None else digest(task.config),
+        "lm_eval": metadata.version("lm-eval"),
+        "code": code_hash(),
+    }
+
+
+def evaluate(
+    store: Store,
+    model: Model,
+    task: tasks.Asked,
+    manager: Any,
+    *,
+    limit: int | None,
+    session: Line,
+    opened: dict[str, Any],
+) -> list[Line]:
+    """Ask a model, and record what came of it: one line for the task, or for each that a group holds.
+
+    Args:
+        opened: models that are open, by name; this one is added.
+
+    Raises:
+        RequestError: the task cannot be had: its data are out of reach, or its file is broken.
+        RecordsError: the record cannot be written.
+    """
+    key = key_of(model, task, limit)
+    short = digest(key)
+    started = time.perf_counter()
+    loaded = _tasks(task, manager)
+    if model.name not in opened:
+        opened[model.name] = model.open()
+    answers = store.answers_of(short)
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    found = _ask(opened[model.name], loaded, task, manager, limit, answers)
+    lines = []
+    for name, samples in sorted(found["samples"].items()):
+        config = found["configs"][name]
+        asked = items.of_samples(samples, str(config["output_type"]))
+        summary = items.summarise(asked)
+        own = short if name == task.name else digest({**key, "member": name})
+        path = store.items_of(own)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in asked))
+        lines.append(
+            {
+                "kind": "task",
+                "key": own,
+                "request": short,
+                **session,
+                "time": now(),
+                "model": model.name,
+                "identity": model.identity,
+                "task": name,
+                "group": task.name if name != task.name else None,
+                "fewshot": found["n-shot"].get(name),
+                "version": found["versions"].get(name),
+                "limit": limit,
+                "output_type": config["output_type"],
+                "metrics": _metrics(found["results"][name], found["higher_is_better"].get(name) or {}),
+                **summary.__dict__,
+                "asked": key,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+    store.append(lines)
+    for left in answers.parent.glob(f"{short}*"):
+        left.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        answers.parent.rmdir()
+    return lines
+
+
+def _tasks(task: tasks.Asked, manager: Any) -> list[Any]:
+    """The task, its group or its members, with their data: before a model is loaded."""
+    local = contextlib.nullcontext(True) if task.config is not None else hub.reach(ANY, "dataset")
+    try:
+        with local as reached, hub.datasets_offline(not reached):
+            found = manager.load([task.spec])
+    except (ConnectionError, OSError, LookupError) as error:
+        why = first_line(error) if reached else "the Hugging Face hub cannot be reached"
+        raise RequestError(
+            f"task {task.name}: its data cannot be had: {why}; a task of your own reads local files "
+            "(--include-path)"
+        ) from error
+    except Exception as error:
+        raise RequestError(f"task {task.name} cannot be read: {first_line(error)}") from error
+    group = found["groups"].get(task.name)
+    return [group] if group is not None else list(found["tasks"].values())
+
+
+def _ask(
+    model: Any, loaded: list[Any], task: tasks.Asked, manager: Any, limit: int | None, answers: Path
+) -> dict[str, Any]:
+    """lm-eval's results."""
+    from lm_eval import evaluator
+
+    with _quiet(evaluator):
+        found = evaluator.simple_evaluate(
+            model,
+            tasks=loaded,
+            num_fewshot=task.fewshot,
+            limit=limit,
+            use_cache=str(answers),
+            bootstrap_iters=1000,
+            log_samples=True,
+            task_manager=manager,
+            random_seed=0,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
+    assert found is not None
+    return dict(found)
+
+
+@contextlib.contextmanager
+def _quiet(evaluator: Any) -> Iterator[None]:
+    """lm-eval asks git for the commit of the working directory, which complains where there is none, and
+    shows a bar for each of its steps."""
+    from tqdm import tqdm
+
+    commit, start = evaluator.get_git_commit_hash, tqdm.__init__
+    evaluator.get_git_commit_hash = lambda: None
+    tqdm.__init__ = lambda self, *args, **options: start(self, *args, **{**options, "disable": True})
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = commit
+        tqdm.__init__ = start
+
+
+def _metrics(results: dict[str, Any], better: dict[str, bool]) -> dict[str, Any]:
+    """{metric: {value, stderr, higher_is_better}} of lm-eval's `acc,none` and `acc_stderr,none`."""
+    found: dict[str, Any] = {}
+    for name, value in results.items():
+        metric, _, filtered = name.partition(",")
+        if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        label = metric if filtered == "none" else f"{metric} ({filtered})"
+        error = results.get(f"{metric}_stderr,{filtered}")
+        found[label] = {
+            "value": float(value),
+            "stderr": float(error) if isinstance(error, int | float) else None,
+            "higher_is_better": better.get(metric),
+        }
+    return found
+
+
+def read_items(path: Path) -> list[items.Item]:
+    """The items of a record.
+
+    Raises:
+        RequestError: they are not there or cannot be read.
+    """
+    try:
+        return [items.Item(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def known(lines: Sequence[Line], model: Model, task: tasks.Asked, limit: int | None) -> list[Line]:
+    """The records that answer a request."""
+    short = digest(key_of(model, task, limit))
+    return [line for line in lines if line["request"] == short]
