@@ -113,17 +113,10 @@ def ablate(
 
     leave(
         command.ablate(
-            suite,
-            settings=_settings(settings),
-            seeds=seeds,
-            workers=workers,
-            device=device.value,
-            results=results,
-            keep=keep.value,
-            mode=chosen[0] if chosen else "run",
-            console=_console(),
+            suite, settings=_settings(settings), seeds=seeds, workers=workers, device=device.value,
+            results=results, keep=keep.value, mode=chosen[0] if chosen else "run", console=_console(),
         )
-    )
+    )  # fmt: skip
 
 
 @app.command()
@@ -151,14 +144,10 @@ def train(
 
     leave(
         train_one(
-            settings=_settings(settings),
-            seed=seed,
-            device=device.value,
-            results=results,
-            keep=keep.value,
+            settings=_settings(settings), seed=seed, device=device.value, results=results, keep=keep.value,
             console=_console(),
         )
-    )
+    )  # fmt: skip
 
 
 @app.command()
