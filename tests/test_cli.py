@@ -316,9 +316,11 @@ def test_readme_commands_are_right(
         arguments += [] if {"--plan", "--report"} & set(arguments) else ["--plan"]
     if arguments[0] == "profile-model":
         arguments += [] if {"--plan", "--report", "--fit"} & set(arguments) else ["--plan"]
-    if arguments[0] == "generate":  # a run of this code, in place of RUN
+    if arguments[0] in ("generate", "eval"):  # a run of this code, in place of RUN
         assert tnbench("train", *SHORT) == 0
         arguments[1] = next(Path("results/train/runs").iterdir()).name
+    if arguments[0] == "eval":
+        arguments += ["--limit", "4"]
     if arguments[0] == "train":
         arguments = [re.sub(r"training\.tokens=.*", "training.tokens=8192", word) for word in arguments]
     if arguments[:2] == ["data", "prepare"]:

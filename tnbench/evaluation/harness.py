@@ -30,7 +30,7 @@ class HarnessModel(TemplateLM):
     Args:
         run: a run id, run folder or manifest, as for `load_run`; or None with `model` and `tokenizer`.
         results: where run ids are looked for.
-        device: `cpu`, `cuda` or None for what is there.
+        device: `cpu`, or a GPU where there is one (`cuda`, None).
         precision: `fp32` or `bf16`; None for bf16 on a GPU and fp32 elsewhere.
         max_length: tokens that the model is given at a time; None for the context that it was trained with.
         batch_tokens: tokens of a pass, at most.
@@ -55,7 +55,10 @@ class HarnessModel(TemplateLM):
         max_batch_size: Any = None,
     ) -> None:
         super().__init__()
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # lm-eval's command line asks for cuda:0 wherever it runs.
+        place = device or "cuda"
+        if place.startswith("cuda") and not torch.cuda.is_available():
+            place = "cpu"
         if run is not None:
             loaded = load_run(str(run), Path(results), place)
             model, tokenizer = loaded.model, loaded.tokenizer

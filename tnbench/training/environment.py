@@ -23,7 +23,8 @@ def require_device(config: RunConfig) -> torch.device:
     """The run's device.
 
     Raises:
-        RequestError: it is not there, or the operator's implementation or the loss cannot run on it.
+        RequestError: it is not there, or the operator's implementation, the loss or compiled bf16 cannot run
+            on it.
     """
     training = config.training
     if training.device == "cuda" and not torch.cuda.is_available():
@@ -33,6 +34,12 @@ def require_device(config: RunConfig) -> torch.device:
     if config.model.implementation == "triton" and reason is not None:
         raise RequestError(
             f"model.implementation = triton: the kernels cannot run here, {reason}; set auto or chunked"
+        )
+    if device.type == "cpu" and training.compile and training.precision == "bf16":
+        # Inductor's vectorised transpose of bf16 blocks reads what it has not written (seen with torch 2.13).
+        raise RequestError(
+            "training.compile with training.precision = bf16 gives NaN on a CPU, by a defect of torch: set "
+            "training.precision=fp32 or training.compile=false"
         )
     losses.require(training)
     return device
