@@ -277,19 +277,11 @@ def profile_kernels(
     )  # fmt: skip
     leave(
         command.profile_kernels(
-            operators or [],
-            axes=axes,
-            implementations=implementation or [],
-            rounds=rounds,
-            energy=energy,
-            against=against,
-            time_limit=time_limit,
-            device=device.value,
-            results=results,
-            mode="plan" if plan else "report" if report else "run",
-            console=_console(),
+            operators or [], axes=axes, implementations=implementation or [], rounds=rounds, energy=energy,
+            against=against, time_limit=time_limit, device=device.value, results=results,
+            mode="plan" if plan else "report" if report else "run", console=_console(),
         )
-    )
+    )  # fmt: skip
 
 
 @app.command("profile-model")
