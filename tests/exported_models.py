@@ -68,6 +68,7 @@ def found(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "same_weights": all(torch.equal(state[name], tensor) for name, tensor in stored.items()),
         "logits": gap(model(tokens).logits, expected["logits"]),
+        "largest": float(expected["logits"].abs().max()),
         "greedy": torch.equal(greedy(model, prompt, whole, 20), expected["greedy"]),
     }
 
