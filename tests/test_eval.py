@@ -174,6 +174,27 @@ def test_what_was_answered_is_not_asked_again(
     assert records(results)[1]["metrics"] == again["metrics"]
 
 
+def test_a_full_disk_and_a_broken_model(
+    results: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = (whole.id, "--results", results, "--limit", 2)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "write_atomic", full)
+        assert tnbench(*command) == 1
+    assert "no space left on device; what was recorded before is kept" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        plain = scoring.F.cross_entropy
+        patch.setattr(scoring.F, "cross_entropy", lambda *a, **k: plain(*a, **k) * float("nan"))
+        assert tnbench("other", "--results", results, "--limit", 2) == 2
+    assert "logits are not finite: its training has diverged" in capsys.readouterr().err
+    assert not records(results)
+    assert tnbench(*command) == 0
+
+
 def test_bits_per_byte_of_right_answers():
     """A worked example, and the standard error by resampling."""
     two = [

@@ -55,7 +55,7 @@ def continuations(
         batch_tokens: tokens of a batch's contexts, at most (a single one may be longer).
 
     Raises:
-        ValueError: an empty context, or sampling values that no distribution has.
+        ValueError: an empty context, sampling values that no distribution has, or logits that are not finite.
     """
     cut = [_cut(request, max_length) for request in requests]
     order = sorted(
@@ -110,6 +110,8 @@ def _together(model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[Con
     made: list[list[int]] = [[] for _ in requests]
     texts: list[str | None] = [None] * len(requests)
     logits = decoder.prefill(torch.tensor([request.context[:shortest] for request in requests]))
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model's logits are not finite: its training has diverged")
     position = shortest
     while True:
         tokens = chosen(logits)

@@ -84,7 +84,8 @@ class Scorer:
         """(index of the request, its score), batch by batch, in the order in which they are computed.
 
         Raises:
-            ValueError: an empty context or continuation, or a continuation longer than `max_length`.
+            ValueError: an empty context or continuation, a continuation longer than `max_length`, or logits
+                that are not finite.
         """
         cut = [self._cut(request) for request in requests]
         for batch in batches(cut, self.batch_tokens):
@@ -166,7 +167,10 @@ class Scorer:
             logits = F.linear(picked[part.to(hidden.device)], weight).float()
             nats.append(-F.cross_entropy(logits, there, reduction="none"))
             best.append(logits.argmax(-1) == there)
-        sums = torch.cat(nats).double().cpu().split(lengths)
+        summed = torch.cat(nats).double().cpu()
+        if not bool(summed.isfinite().all()):
+            raise ValueError("the model's logits are not finite: its training has diverged")
+        sums = summed.split(lengths)
         hits = torch.cat(best).cpu().split(lengths)
         return [Score(float(a.sum()), bool(b.all())) for a, b in zip(sums, hits, strict=True)]
 

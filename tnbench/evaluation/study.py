@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tnbench.config import digest
 from tnbench.data import hub
 from tnbench.errors import RequestError, first_line
 from tnbench.evaluation import items, tasks
-from tnbench.profiling.lines import Line, Lines
+from tnbench.profiling.lines import Line, Lines, RecordsError
 from tnbench.records import now, write_atomic
 
 SEED = 1234
@@ -117,17 +118,22 @@ def evaluate(
     if model.name not in opened:
         opened[model.name] = model.open()
     answers = store.answers_of(short)
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    found = _ask(opened[model.name], loaded, task, manager, limit, answers)
+    with _writing(store):
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        store.items_of(short).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            found = _ask(opened[model.name], loaded, task, manager, limit, answers)
+        except ValueError as error:
+            raise RequestError(f"task {task.name}, {model.name}: {first_line(error)}") from error
     lines = []
     for name, samples in sorted(found["samples"].items()):
         config = found["configs"][name]
         asked = items.of_samples(samples, str(config["output_type"]))
         summary = items.summarise(asked)
         own = short if name == task.name else digest({**key, "member": name})
-        path = store.items_of(own)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in asked))
+        with _writing(store):
+            text = "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in asked)
+            write_atomic(store.items_of(own), text)
         lines.append(
             {
                 "kind": "task",
@@ -155,6 +161,16 @@ def evaluate(
     with contextlib.suppress(OSError):
         answers.parent.rmdir()
     return lines
+
+
+@contextlib.contextmanager
+def _writing(store: Store) -> Iterator[None]:
+    """What cannot be written is told as that."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise RecordsError(f"cannot write to {store.folder}: {reason}") from error
 
 
 def _tasks(task: tasks.Asked, manager: Any) -> list[Any]:
