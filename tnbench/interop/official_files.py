@@ -160,19 +160,27 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             _require_fetched(path, file.read(len(POINTER)))
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except SafetensorError as error:
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {first_line(error)}") from error
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
         raise RequestError(f"{path} is cut off or damaged ({first_line(error)}); copy it again") from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise RequestError(
             f"{path} is damaged, or holds more than tensors: no code of a checkpoint is executed"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
+    except Exception as error:  # the unpickler meets damage with whatever its Python code raises
         raise RequestError(f"{path} is cut off or damaged; copy it again") from error
     if not isinstance(values, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
