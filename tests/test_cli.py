@@ -72,7 +72,18 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "ablate", "train", "generate", "compare", "profile-kernels", "profile-model", "data"],
+    [
+        "list",
+        "ablate",
+        "train",
+        "generate",
+        "eval",
+        "compare",
+        "profile-kernels",
+        "profile-model",
+        "export",
+        "data",
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert tnbench(command, "--help") == 0
@@ -316,7 +327,7 @@ def test_readme_commands_are_right(
         arguments += [] if {"--plan", "--report"} & set(arguments) else ["--plan"]
     if arguments[0] == "profile-model":
         arguments += [] if {"--plan", "--report", "--fit"} & set(arguments) else ["--plan"]
-    if arguments[0] in ("generate", "eval"):  # a run of this code, in place of RUN
+    if arguments[0] in ("generate", "eval", "export"):  # a run of this code, in place of RUN
         assert tnbench("train", *SHORT) == 0
         arguments[1] = next(Path("results/train/runs").iterdir()).name
     if arguments[0] == "eval":

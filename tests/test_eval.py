@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tnbench import cli
-from tnbench.evaluation import cloze, evaluating, items, outcomes, scoring, study, tasks
+from tnbench.evaluation import cloze, items, outcomes, scoring, study, tasks
+from tnbench.evaluation.loading import load_run
 from tnbench.evaluation.study import Store
+from tnbench.interop import export
 from tnbench.records import RunFolder
 from tnbench.statistics.items import compare_items
 
@@ -195,6 +197,25 @@ def test_a_full_disk_and_a_broken_model(
     assert tnbench(*command) == 0
 
 
+def test_an_export_answers_as_its_run(
+    results: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    found = load_run(whole.id, results)
+    export(found.model, found.tokenizer, tmp_path / "exported", found.manifest)
+    assert tnbench(whole.id, tmp_path / "exported", "--results", results, "--limit", 4) == 0
+    first, second = records(results)
+    assert first["metrics"] == second["metrics"]
+    assert first[outcomes.BITS] == pytest.approx(second[outcomes.BITS])
+    config = tmp_path / "exported" / "config.json"
+    weights = tmp_path / "exported" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert tnbench(tmp_path / "exported", "--results", results, "--limit", 4) == 2
+    assert "exported is damaged" in capsys.readouterr().err
+    config.write_text(config.read_text().replace('"model_type": "tnbench"', '"model_type": "llama"'))
+    assert tnbench(tmp_path / "exported", "--results", results) == 2
+    assert "a model of type llama; known are runs and exports" in capsys.readouterr().err
+
+
 def test_bits_per_byte_of_right_answers():
     """A worked example, and the standard error by resampling."""
     two = [
@@ -263,4 +284,3 @@ def test_groups_and_the_shipped_file():
         choices: Any = document["choices"]
         assert len({len(choice) for choice in choices}) == 1
         assert len(set(choices)) == 4
-    assert evaluating.evaluate.__doc__

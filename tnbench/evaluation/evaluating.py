@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import outcomes, study, tasks
 from tnbench.evaluation.loading import find_run, finished
 from tnbench.evaluation.study import Model, Store
+from tnbench.interop import exported
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import installed_version, machine
 from tnbench.records import command_line, now, provenance
@@ -40,7 +42,8 @@ def evaluate(
     """Ask models the questions of tasks, and tell what they know.
 
     Args:
-        runs: run ids, run folders or manifests; the first is what the others are compared with.
+        runs: run ids, run folders, manifests or exported folders; the first is what the others are compared
+            with.
         words: tasks, as `tasks.asked` reads them.
         fewshot: examples before each question, None for the tasks' own numbers.
         limit: questions of each task, the first ones; None for all.
@@ -106,23 +109,48 @@ def evaluate(
 
 
 def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
-    """A run that is there; its weights are read when the first question comes.
+    """A run, or a folder that was exported; its weights are read when the first question comes.
 
     Raises:
-        RequestError: there is no such run, or it has no final weights.
+        RequestError: there is no such run, it has no final weights, or the folder is of no known kind.
     """
+    options = {"device": device, "precision": precision, "max_length": max_length}
+    path = Path(name)
+    if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
+        return _exported(path, options)
     folder = find_run(name, results)
     manifest = finished(folder)
 
     def opened() -> Any:
         from tnbench.evaluation.harness import HarnessModel
 
-        return HarnessModel(run=str(folder.path), device=device, precision=precision, max_length=max_length)
+        return HarnessModel(run=str(folder.path), **options)
 
     variant = manifest.get("variant")
     label = f"{variant} {folder.id}" if variant else folder.id
-    identity = {"run": folder.id, "precision": precision, "max_length": max_length, "device": device}
-    return Model(label, identity, opened)
+    return Model(label, {"run": folder.id, **options}, opened)
+
+
+def _exported(folder: Path, options: dict[str, Any]) -> Model:
+    """A folder that `tnbench export` has written."""
+    kind = exported.model_type(folder)
+    if kind != exported.TYPE:
+        raise RequestError(f"{folder} holds a model of type {kind or 'unknown'}; known are runs and exports")
+    weights = folder / "model.safetensors"
+    try:
+        content = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise RequestError(f"{weights} cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+    def opened() -> Any:
+        from tnbench.evaluation.harness import HarnessModel
+
+        found = exported.load_exported(folder)
+        length = options["max_length"] or found.context
+        given = {**options, "max_length": length}
+        return HarnessModel(model=found.model.to(options["device"]), tokenizer=found.tokenizer, **given)
+
+    return Model(f"{folder.resolve().name} {content}", {"weights": content, **options}, opened)
 
 
 def _write(store: Store) -> None:
