@@ -186,14 +186,20 @@ def evaluate(
     device: DeviceOption = Device.auto,
     precision: generation.PrecisionOption = None,
     max_length: generation.MaxLength = None,
+    by_position: generation.ByPosition = None,
     results: ResultsOption = Path("results"),
 ) -> None:
     """Ask runs the questions of lm-eval's tasks: accuracies with errors, bits per byte, pairs of models.
 
     What is recorded is not asked again; Ctrl-C is safe.
     """
-    from tnbench.evaluation import evaluating
+    from tnbench.evaluation import evaluating, reading
 
+    name = precision.value if precision else None
+    if by_position is not None:
+        if any(option is not None for option in (tasks, fewshot, limit, include, max_length)):
+            raise RequestError("--by-position reads the corpus: tasks and their options do not go with it")
+        leave(reading.by_position(runs, by_position, device.value, name, results, _console()))
     leave(
         evaluating.evaluate(
             runs, words=tasks, fewshot=fewshot, limit=limit, include=include, device=device.value,

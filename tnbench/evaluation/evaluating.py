@@ -23,6 +23,10 @@ from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import installed_version, machine
 from tnbench.records import command_line, now, provenance
 
+OFFICIAL = "transnormer"
+"""`model_type` of the official checkpoints."""
+BEGINNING = 16 << 20
+"""Bytes of a file of weights that its hash is made from: with its size, enough to tell files apart."""
 PACKAGES = ("torch", "triton", "lm-eval", "datasets", "transformers")
 
 
@@ -109,7 +113,7 @@ def evaluate(
 
 
 def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
-    """A run, or a folder that was exported; its weights are read when the first question comes.
+    """A run, an export or an official checkpoint; its weights are read when the first question comes.
 
     Raises:
         RequestError: there is no such run, it has no final weights, or the folder is of no known kind.
@@ -117,7 +121,7 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     options = {"device": device, "precision": precision, "max_length": max_length}
     path = Path(name)
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
-        return _exported(path, options)
+        return _folder(path, options)
     folder = find_run(name, results)
     manifest = finished(folder)
 
@@ -131,26 +135,43 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     return Model(label, {"run": folder.id, **options}, opened)
 
 
-def _exported(folder: Path, options: dict[str, Any]) -> Model:
-    """A folder that `tnbench export` has written."""
+def _folder(folder: Path, options: dict[str, Any]) -> Model:
+    """A folder that `tnbench export` has written, or one of the official checkpoints."""
     kind = exported.model_type(folder)
-    if kind != exported.TYPE:
-        raise RequestError(f"{folder} holds a model of type {kind or 'unknown'}; known are runs and exports")
-    weights = folder / "model.safetensors"
-    try:
-        content = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
-    except OSError as error:
-        raise RequestError(f"{weights} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if kind not in (exported.TYPE, OFFICIAL):
+        raise RequestError(
+            f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, and the official "
+            "TransNormerLLM checkpoints"
+        )
+    content = _content(folder)
 
     def opened() -> Any:
         from tnbench.evaluation.harness import HarnessModel
 
-        found = exported.load_exported(folder)
-        length = options["max_length"] or found.context
-        given = {**options, "max_length": length}
-        return HarnessModel(model=found.model.to(options["device"]), tokenizer=found.tokenizer, **given)
+        if kind == OFFICIAL:
+            from tnbench.interop.official import CONTEXT, load_official
+
+            model, tokenizer, values = load_official(folder, options["device"])
+            context = int(values.get("model_max_length") or CONTEXT)
+        else:
+            model, tokenizer, context = exported.load_exported(folder, options["device"])
+        given = {**options, "max_length": options["max_length"] or context}
+        return HarnessModel(model=model, tokenizer=tokenizer, **given)
 
     return Model(f"{folder.resolve().name} {content}", {"weights": content, **options}, opened)
+
+
+def _content(folder: Path) -> str:
+    """A hash of the configuration and of the weights' files: names, sizes, and where each begins."""
+    total = hashlib.sha256()
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    try:
+        for path in (folder / exported.CONFIG, *sorted(files)):
+            with open(path, "rb") as file:
+                total.update(f"{path.name} {path.stat().st_size}".encode() + file.read(BEGINNING))
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    return total.hexdigest()[:12]
 
 
 def _write(store: Store) -> None:

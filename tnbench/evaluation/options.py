@@ -54,3 +54,11 @@ MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=2, help="Tokens given at a time. Default: the trained context."),
 ]
+ByPosition = Annotated[
+    str | None,
+    typer.Option(
+        "--by-position",
+        metavar="16x",
+        help="The loss at each position instead, in windows of so many tokens or trained contexts.",
+    ),
+]

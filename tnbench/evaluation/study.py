@@ -49,6 +49,17 @@ class Store(Lines):
         problems = self.each(take)
         return list(found.values()), problems
 
+    def positions(self) -> list[Line]:
+        """The last record of losses by position of each model and length."""
+        found: dict[str, Line] = {}
+
+        def take(line: Line) -> None:
+            if line["kind"] == "positions" and len(line["bits"]) + 1 == len(line["edges"]):
+                found[digest(line["identity"])] = line
+
+        self.each(take)
+        return list(found.values())
+
     def items_of(self, key: str) -> Path:
         return self.folder / ITEMS / f"{key}.jsonl"
 

@@ -1,0 +1,121 @@
+"""`tnbench eval --by-position`, behind the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tnbench.config import DataConfig, check
+from tnbench.data import prepare
+from tnbench.errors import INTERRUPTED, RequestError
+from tnbench.evaluation import study
+from tnbench.evaluation.by_position import binned, files, length_of, losses, rows
+from tnbench.evaluation.generation import inference_model
+from tnbench.evaluation.loading import find_run, finished, load_run
+from tnbench.evaluation.study import Store
+from tnbench.profiling.lines import Line, RecordsError
+from tnbench.profiling.machine import machine
+from tnbench.records import command_line, now, provenance
+
+
+def by_position(
+    runs: Sequence[str], text: str, device: str, precision: str | None, results: Path, console: Console
+) -> int:
+    """The loss of runs at each position of windows of the corpus that they were trained on.
+
+    Args:
+        runs: run ids, run folders or manifests.
+        text: the windows' length, as `length_of` reads it.
+        device, precision: as for `HarnessModel`.
+        results: where runs are looked for, and in whose folder `evals` the records are written.
+
+    Returns:
+        The exit status: 0, 1 if something could not be written, 130 if interrupted.
+
+    Raises:
+        RequestError: the request is wrong, or the corpus is out of reach.
+    """
+    device, _ = machine(device)
+    precision = precision or ("bf16" if device == "cuda" else "fp32")
+    folders = [find_run(run, results) for run in runs]
+    manifests = [finished(folder) for folder in folders]
+    lengths = [length_of(text, int(one["config"]["data"]["context"])) for one in manifests]
+    store = Store(results / study.FOLDER)
+    with store.writing():
+        there = store.positions()
+        shown = []
+        try:
+            for folder, manifest, length in zip(folders, manifests, lengths, strict=True):
+                identity = {"run": folder.id, "precision": precision, "device": device, "length": length}
+                line = next((one for one in there if one["identity"] == identity), None)
+                if line is None:
+                    console.print(f"loss by position: {folder.id}, windows of {length}", highlight=False)
+                    line = _positions(str(folder.path), manifest, identity)
+                    store.append([line])
+                shown.append(line)
+        except KeyboardInterrupt:
+            console.print("interrupted: what was read is kept; the same command goes on from there")
+            return INTERRUPTED
+        try:
+            frame = rows(store.positions())
+            if len(frame):
+                store.write_files(files(frame))
+        except RecordsError as error:
+            console.print(f"failed: {error}", highlight=False)
+            return 1
+    _show_positions(shown, console)
+    console.print(f"Records, table and plot: {store.folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _positions(run: str, manifest: Mapping[str, Any], identity: Line) -> Line:
+    """Read the windows of one run."""
+    data = prepare(check(DataConfig, manifest["config"]["data"], "data"))
+    expected = manifest["data"]["hash"]
+    if data.hash != expected:
+        raise RequestError(
+            f"run {identity['run']} was trained on another text: its hash was {expected}, "
+            f"that of {data.corpus} is {data.hash} now"
+        )
+    loaded = load_run(run, Path(run), identity["device"])
+    model = inference_model(loaded.model, identity["precision"])
+    split = data.splits["report"]
+    try:
+        nats = losses(model, torch.from_numpy(split.tokens.astype("int64")), identity["length"])
+    except ValueError as error:
+        raise RequestError(f"run {identity['run']}: {error}; give a shorter --by-position") from error
+    variant = manifest.get("variant")
+    return {
+        "kind": "positions",
+        "time": now(),
+        "command": command_line(),
+        "provenance": provenance(),
+        "model": f"{variant} {identity['run']}" if variant else identity["run"],
+        "identity": identity,
+        "trained_context": manifest["config"]["data"]["context"],
+        "bytes_per_token": split.text_bytes / len(split.tokens),
+        **asdict(binned(nats)),
+    }
+
+
+def _show_positions(lines: Sequence[Line], console: Console) -> None:
+    """Bits per token in the last bin within the trained context, and in those beyond."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for index, head in enumerate(("model", "tokens before", "bits per token", "± standard error")):
+        table.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
+    for line in lines:
+        for low, high, bits, error in zip(
+            line["edges"], line["edges"][1:], line["bits"], line["stderr"], strict=False
+        ):
+            beyond = " (beyond)" if low >= line["trained_context"] else ""
+            place = f"{low} to {high - 1}{beyond}"
+            table.add_row(Text(str(line["model"])), place, f"{bits:.3f}", f"{float(error):.3f}")
+    console.print(table)
