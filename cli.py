@@ -183,6 +183,7 @@ def evaluate(
     fewshot: generation.Fewshot = None,
     limit: generation.Limit = None,
     include: generation.Include = None,
+    task_data: generation.TaskData = None,
     device: DeviceOption = Device.auto,
     precision: generation.PrecisionOption = None,
     max_length: generation.MaxLength = None,
@@ -197,14 +198,13 @@ def evaluate(
 
     name = precision.value if precision else None
     if by_position is not None:
-        if any(option is not None for option in (tasks, fewshot, limit, include, max_length)):
+        if any(option is not None for option in (tasks, fewshot, limit, include, task_data, max_length)):
             raise RequestError("--by-position reads the corpus: tasks and their options do not go with it")
         leave(reading.by_position(runs, by_position, device.value, name, results, _console()))
     leave(
         evaluating.evaluate(
-            runs, words=tasks, fewshot=fewshot, limit=limit, include=include, device=device.value,
-            precision=precision.value if precision else None, max_length=max_length, results=results,
-            console=_console(),
+            runs, words=tasks, fewshot=fewshot, limit=limit, include=include, data=task_data, precision=name,
+            device=device.value, max_length=max_length, results=results, console=_console()
         )
     )  # fmt: skip
 

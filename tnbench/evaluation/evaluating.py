@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.errors import INTERRUPTED, RequestError
-from tnbench.evaluation import outcomes, study, tasks
+from tnbench.evaluation import outcomes, study, task_data, tasks
 from tnbench.evaluation.loading import find_run, finished
 from tnbench.evaluation.study import Model, Store
 from tnbench.interop import exported
@@ -37,6 +38,7 @@ def evaluate(
     fewshot: int | None,
     limit: int | None,
     include: Path | None,
+    data: Path | None,
     device: str,
     precision: str | None,
     max_length: int | None,
@@ -52,6 +54,7 @@ def evaluate(
         fewshot: examples before each question, None for the tasks' own numbers.
         limit: questions of each task, the first ones; None for all.
         include: a folder of task files.
+        data: a folder of saved data sets, as `task_data` finds them.
         device, precision, max_length: as for `HarnessModel`.
         results: where runs are looked for, and in whose folder `evals` the records are written.
 
@@ -61,7 +64,9 @@ def evaluate(
     Raises:
         RequestError: the request is wrong, or data that it needs are out of reach; what was answered is kept.
     """
-    asked = tasks.asked(words, fewshot)
+    if data is not None:
+        task_data.require(data)
+    asked = [replace(one, data=data) for one in tasks.asked(words, fewshot)]
     device, name = machine(device)
     precision = precision or ("bf16" if device == "cuda" else "fp32")
     models = [_model(run, results, device, precision, max_length) for run in runs]

@@ -50,6 +50,10 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions of 
 Include = Annotated[
     Path | None, typer.Option("--include-path", metavar="DIR", help="A folder of task files of your own.")
 ]
+TaskData = Annotated[
+    Path | None,
+    typer.Option("--task-data", metavar="DIR", help="A folder of saved data sets, in place of the hub."),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=2, help="Tokens given at a time. Default: the trained context."),

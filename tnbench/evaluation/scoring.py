@@ -67,7 +67,8 @@ class Scorer:
     Args:
         model: as `inference_model` gives it.
         batch_tokens: tokens of a pass, at most.
-        max_length: tokens that the model is given at a time, the last of them; None for any number.
+        max_length: tokens that the model is given at a time, the last of them, unless a continuation alone is
+            longer; None for any number.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class Scorer:
         """(index of the request, its score), batch by batch, in the order in which they are computed.
 
         Raises:
-            ValueError: an empty context or continuation, a continuation longer than `max_length`, or logits
-                that are not finite.
+            ValueError: an empty context or continuation, a continuation beyond the model's learned positions,
+                or logits that are not finite.
         """
         cut = [self._cut(request) for request in requests]
         for batch in batches(cut, self.batch_tokens):
@@ -98,13 +99,12 @@ class Scorer:
         if not context or not continuation:
             raise ValueError("a request needs a context and a continuation of at least one token each")
         if self.max_length is not None:
-            room = self.max_length + 1 - len(continuation)
-            if room < 1:
-                raise ValueError(
-                    f"a continuation of {len(continuation)} tokens is longer than the model takes, "
-                    f"{self.max_length}"
-                )
-            context = context[-room:]
+            context = context[-max(1, self.max_length + 1 - len(continuation)) :]
+        tokens, limit = len(context) + len(continuation) - 1, self.model.position.limit
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens is longer than the model takes, {limit}"
+            )
         return Request(context, continuation)
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ from typing import Any
 from tnbench.config import digest
 from tnbench.data import hub
 from tnbench.errors import RequestError, first_line
-from tnbench.evaluation import items, tasks
+from tnbench.evaluation import items, task_data, tasks
 from tnbench.profiling.lines import Line, Lines, RecordsError
 from tnbench.records import now, write_atomic
 
@@ -84,7 +84,15 @@ def code_hash() -> str:
     """Of what turns a model into answers."""
     total = hashlib.sha256()
     folder = Path(__file__).resolve().parent
-    for name in ("scoring.py", "harness.py", "continuation.py", "tasks.py", "cloze.py", "items.py"):
+    for name in (
+        "scoring.py",
+        "harness.py",
+        "continuation.py",
+        "tasks.py",
+        "task_data.py",
+        "cloze.py",
+        "items.py",
+    ):
         total.update((folder / name).read_bytes())
     return total.hexdigest()[:12]
 
@@ -98,6 +106,7 @@ def key_of(model: Model, task: tasks.Asked, limit: int | None) -> Line:
         "limit": limit,
         "seed": SEED,
         "config": None if task.config is None else digest(task.config),
+        "data": None if task.data is None else task_data.fingerprint(task.data),
         "lm_eval": metadata.version("lm-eval"),
         "code": code_hash(),
     }
@@ -188,13 +197,14 @@ def _tasks(task: tasks.Asked, manager: Any) -> list[Any]:
     """The task, its group or its members, with their data: before a model is loaded."""
     local = contextlib.nullcontext(True) if task.config is not None else hub.reach(ANY, "dataset")
     try:
-        with local as reached, hub.datasets_offline(not reached):
+        saved = task_data.local(task.data, examples=bool(task.fewshot))
+        with local as reached, hub.datasets_offline(not reached), saved:
             found = manager.load([task.spec])
     except (ConnectionError, OSError, LookupError) as error:
         why = first_line(error) if reached else "the Hugging Face hub cannot be reached"
         raise RequestError(
-            f"task {task.name}: its data cannot be had: {why}; a task of your own reads local files "
-            "(--include-path)"
+            f"task {task.name}: its data cannot be had: {why}; give a folder of saved data sets "
+            "(--task-data), or a task of your own that reads local files (--include-path)"
         ) from error
     except Exception as error:
         raise RequestError(f"task {task.name} cannot be read: {first_line(error)}") from error

@@ -58,6 +58,8 @@ class Asked:
     """Examples before a question; None for the task's own number."""
     config: dict[str, Any] | None = None
     """Of a task that lm-eval has not."""
+    data: Path | None = None
+    """A folder of saved data sets that stands for the hub."""
 
     @property
     def spec(self) -> Any:
