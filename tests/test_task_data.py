@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def sizes(folder: Path, path: str, name: str | None = None, examples: bool = False) -> dict[str, int]:
     with task_data.local(folder, examples):
         found = datasets.load_dataset(path, name)
-    return {split: len(found[split]) for split in sorted(found)}
+    return {str(split): len(found[split]) for split in sorted(found)}
 
 
 def test_where_data_are_found(folder: Path):
