@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from tnbench import registry
 from tnbench.evaluation.generation import inference_model
+from tnbench.evaluation.halving import is_out_of_memory
 from tnbench.evaluation.scoring import Request, Scorer, batches, common
 from tnbench.model import LanguageModel
 from tnbench.resolution import resolve
@@ -98,8 +99,32 @@ def test_long_requests_lose_their_beginning():
         list(Scorer(model).scores([Request((), (1,))]))
 
 
+def test_what_does_not_fit_is_done_in_halves(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU and on a CPU; one request that is too much is an error."""
+    model, requests = built("transnormerllm"), drawn()
+    whole = dict(Scorer(model).scores(requests))
+    plain, most = LanguageModel.extend, 400
+
+    def small(self: LanguageModel, tokens: torch.Tensor, *rest: object, **options: object) -> object:
+        if tokens.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, tokens, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LanguageModel, "extend", small)
+    found = dict(Scorer(model).scores(requests))
+    assert [found[n].nats for n in range(len(requests))] == pytest.approx(
+        [whole[n].nats for n in range(len(requests))], abs=1e-4
+    )
+    most = 200
+    with pytest.raises(torch.OutOfMemoryError):
+        dict(Scorer(model).scores(requests))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shape"))
+
+
 def test_batches_hold_every_request_once_and_keep_their_size():
     requests = drawn(1)
+    assert len(list(batches(requests, 500, cached=True))) > len(list(batches(requests, 500)))
     found = list(batches(requests, 500))
     assert sorted(index for batch in found for index in batch.requests) == list(range(len(requests)))
     assert len(found) > 3

@@ -8,6 +8,7 @@ follow. Nothing is padded, so that a row is what it would be alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tnbench.data import Tokenizer
 from tnbench.evaluation.generation import Decoder
+from tnbench.evaluation.halving import in_halves
 from tnbench.evaluation.sampling import Sampler
 from tnbench.model import LanguageModel
 
@@ -62,6 +64,7 @@ def continuations(
         range(len(cut)), key=lambda index: (cut[index].tokens, len(cut[index].context)), reverse=True
     )
     place = model.embedding.weight.device.type
+    made = partial(_together, model, tokenizer)
     batch: list[int] = []
     for index in order:
         longest = len(cut[batch[0]].context) if batch else 0
@@ -71,11 +74,11 @@ def continuations(
             or cut[batch[0]].tokens > 2 * cut[index].tokens
             or (batch_tokens is not None and longest * (len(batch) + 1) > batch_tokens)
         ):
-            yield from zip(batch, _together(model, tokenizer, [cut[n] for n in batch]), strict=True)
+            yield from zip(batch, in_halves([cut[n] for n in batch], made), strict=True)
             batch = []
         batch.append(index)
     if batch:
-        yield from zip(batch, _together(model, tokenizer, [cut[n] for n in batch]), strict=True)
+        yield from zip(batch, in_halves([cut[n] for n in batch], made), strict=True)
 
 
 def _cut(request: Continued, max_length: int | None) -> Continued:

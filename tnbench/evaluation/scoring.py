@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from tnbench.evaluation.halving import in_halves
 from tnbench.model import LanguageModel
 from tnbench.model.lm import State
 
@@ -89,8 +91,9 @@ class Scorer:
                 or logits that are not finite.
         """
         cut = [self._cut(request) for request in requests]
-        for batch in batches(cut, self.batch_tokens):
-            found = self._batch([cut[index] for index in batch.requests], batch.shared)
+        for batch in batches(cut, self.batch_tokens, cached=not self.model.constant_state):
+            compute = partial(self._batch, shared=batch.shared)
+            found = in_halves([cut[index] for index in batch.requests], compute)
             yield from zip(batch.requests, found, strict=True)
 
     def _cut(self, request: Request) -> Request:
@@ -196,13 +199,14 @@ def common(contexts: Sequence[tuple[int, ...]]) -> int:
     return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def batches(requests: Sequence[Request], tokens: int) -> Iterator[Batch]:
+def batches(requests: Sequence[Request], tokens: int, *, cached: bool = False) -> Iterator[Batch]:
     """Requests in batches: the longest contexts first, requests of one context together.
 
     Contexts that begin with the same `SHARED` tokens, if there are several, come one after the other.
 
     Args:
         tokens: of a pass, at most (a context with its continuations may be more).
+        cached: whether a state keeps every token, so that its copies for the endings count too.
     """
     of_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
@@ -215,7 +219,7 @@ def batches(requests: Sequence[Request], tokens: int) -> Iterator[Batch]:
     pooled = [*((common(group), group) for group in together), (0, [*alone, *groups.get((), [])])]
     for shared, group in pooled:
         ordered = sorted(group, key=len, reverse=True)
-        for batch in _of_group(ordered, of_context, requests, tokens):
+        for batch in _of_group(ordered, of_context, requests, tokens, cached):
             yield Batch(batch, shared)
 
 
@@ -224,6 +228,7 @@ def _of_group(
     of_context: dict[tuple[int, ...], list[int]],
     requests: Sequence[Request],
     tokens: int,
+    cached: bool,
 ) -> Iterator[list[int]]:
     """A batch ends where it would be too large, or where computing its contexts up to the length of the
     shortest would leave too much to the endings."""
@@ -235,7 +240,8 @@ def _of_group(
         alone = len(context) + len(own) * tail
         ending = first - len(context) + max(longest, tail)
         cost = (count + 1) * len(context) + (len(batch) + len(own)) * ending
-        if batch and (cost > tokens or cost > WASTE * (ideal + alone)):
+        copies = (len(batch) + len(own)) * first if cached else 0
+        if batch and (cost + copies > tokens or cost > WASTE * (ideal + alone)):
             yield batch
             batch, count, longest, ideal = [], 0, 0, 0
         first = first if batch else len(context)

@@ -21,6 +21,7 @@ from tnbench.config import digest
 from tnbench.data import hub
 from tnbench.errors import RequestError, first_line
 from tnbench.evaluation import items, task_data, tasks
+from tnbench.evaluation.halving import is_out_of_memory
 from tnbench.profiling.lines import Line, Lines, RecordsError
 from tnbench.records import now, write_atomic
 
@@ -145,6 +146,13 @@ def evaluate(
             found = _ask(opened[model.name], loaded, task, manager, limit, answers)
         except ValueError as error:
             raise RequestError(f"task {task.name}, {model.name}: {first_line(error)}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RequestError(
+                f"task {task.name}, {model.name}: a single question needs more memory than there is; try a "
+                "shorter --max-length, or --precision bf16"
+            ) from error
     lines = []
     for name, samples in sorted(found["samples"].items()):
         config = found["configs"][name]
