@@ -176,6 +176,24 @@ def test_what_was_answered_is_not_asked_again(
     assert records(results)[1]["metrics"] == again["metrics"]
 
 
+@pytest.mark.slow
+def test_lm_evals_own_command_line(
+    results: Path,
+    whole: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from tnbench.evaluation import lm_eval_command
+
+    local_task(tmp_path / "my", "continues", "loglikelihood", "acc")
+    model = f"run={whole.id},results={results}"
+    arguments = ["--model", "tnbench", "--model_args", model, "--tasks", "continues", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["lm_eval", *arguments, "--include_path", str(tmp_path / "my")])
+    lm_eval_command.main()
+    assert "|continues|" in capsys.readouterr().out.replace(" ", "")
+
+
 def test_a_full_disk_and_a_broken_model(
     results: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
