@@ -1,0 +1,62 @@
+"""The committed evaluations: tables follow from the records, README's numbers from the tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tnbench.evaluation import by_position, outcomes
+from tnbench.evaluation.study import Store
+
+ROOT = Path(__file__).parent.parent
+STORE = Store(ROOT / "results" / "reference" / "evals")
+
+
+def section() -> str:
+    text = (ROOT / "README.md").read_text()
+    found = text[text.index("## What the quickstart's models know") :]
+    return " ".join(found[: found.index("\n## ", 5)].replace("−", "-").split())
+
+
+def test_tables_follow_from_the_records():
+    lines, problems = STORE.read()
+    assert not problems
+    frame, compared = outcomes.rows(lines), outcomes.comparisons(STORE, lines)
+    assert frame.to_csv(index=False) == (STORE.folder / "results.csv").read_text()
+    there = pd.read_csv(STORE.folder / "comparisons.csv")
+    for name in ("difference", "low", "high"):
+        assert list(compared[name]) == pytest.approx(list(there[name]), rel=1e-9)
+    assert list(compared["verdict"]) == list(there["verdict"])
+    table = outcomes.markdown(outcomes.cells(frame, compared))
+    assert table == (STORE.folder / "table.md").read_text()
+    positions = by_position.rows(STORE.positions())
+    assert positions.to_csv(index=False) == (STORE.folder / "positions.csv").read_text()
+
+
+def test_readme_says_what_the_tables_say():
+    said = section()
+    frame: Any = pd.read_csv(STORE.folder / "results.csv")
+    right = frame[frame["metric"] == "acc"]
+    assert f"from {right['value'].min():.3f} to {right['value'].max():.3f}" in said
+    assert right["at_chance"].all()
+    pairs: Any = pd.read_csv(STORE.folder / "comparisons.csv")
+    known = {f"{right['value'].min():.3f}", f"{right['value'].max():.3f}"}
+    for row in pairs[pairs["metric"] == outcomes.ITEM_BITS].to_dict("records"):
+        text = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        assert text in said, text
+        known |= set(re.findall(r"\d+\.\d+", text))
+    positions: Any = pd.read_csv(STORE.folder / "positions.csv")
+    for model, words in (("transnormerllm", "(2.596 bits"), ("transformer", "(2.389 and")):
+        mine = positions[positions["model"].str.startswith(model)].set_index("begin")["bits_per_token"]
+        assert words.startswith(f"({mine[64]:.3f}")
+        assert f"{mine[1024]:.3f}" in said
+        known |= {f"{mine[64]:.3f}", f"{mine[1024]:.3f}"}
+        assert words in said
+    assert set(re.findall(r"\d+\.\d+", said)) <= known
+    assert {row["items"] for row in pairs.to_dict("records")} == {500}
+    assert set(positions[positions["end"] == 2049]["windows"]) == {128}
+    assert "500 questions and 128 windows" in said
