@@ -17,7 +17,8 @@ def test_kernels_in_the_interpreter(only: str):
     interpreted(only, "interpreted_gated.py")
 
 
-@pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.slow) for c in (80, 100))])
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiled_kernels_spill_nothing(capability: int):
     pytest.importorskip("triton")
     done = python(
