@@ -26,7 +26,7 @@ from tnbench.data.tokenizers import Bytes, train_bpe
 from tnbench.errors import RequestError
 from tnbench.evaluation.generation import Decoder, generate, inference_model
 from tnbench.evaluation.sampling import Sampler
-from tnbench.interop import card, export, hugging_face
+from tnbench.interop import card, export, folders, hugging_face
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder
 from tnbench.registry import register
@@ -320,7 +320,7 @@ def full(*_: Any, **__: Any) -> None:
 def test_a_full_disk_leaves_nothing(
     writer: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr(hugging_face, writer, full)
+    monkeypatch.setattr(folders if writer == "sync" else hugging_face, writer, full)
     folder = tmp_path / "place" / "out"
     assert tnbench("export", "run", str(folder), "--results", str(results)) == 2
     assert capsys.readouterr().err.strip().endswith("cannot be written: no space left on device")

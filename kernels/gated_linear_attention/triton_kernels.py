@@ -9,19 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tnbench.kernels.normalisation.triton_kernels import _activated
+
 NUMBERS = ["rows", "outer"]
 
 
 @triton.jit
 def _mapped(x, MAP: tl.constexpr):
     """φ(x) and φ'(x)."""
-    if MAP == "swish":
-        s = tl.sigmoid(x)
-        value = x * s
-        slope = s * (1 + x * (1 - s))
-    elif MAP == "sigmoid":
-        value = tl.sigmoid(x)
-        slope = value * (1 - value)
+    if MAP == "swish" or MAP == "sigmoid":
+        value, slope = _activated(x, MAP)  # pyright: ignore[reportGeneralTypeIssues]
     elif MAP == "relu":
         value = tl.maximum(x, 0.0)
         slope = tl.where(x > 0, 1.0, 0.0)

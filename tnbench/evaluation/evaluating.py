@@ -19,15 +19,11 @@ from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import outcomes, study, task_data, tasks
 from tnbench.evaluation.loading import find_run, finished
 from tnbench.evaluation.study import Model, Store
-from tnbench.interop import exported
+from tnbench.interop import exported, official_layout
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import installed_version, machine
 from tnbench.records import command_line, now, provenance
 
-OFFICIAL = "transnormer"
-"""`model_type` of the official checkpoints."""
-BEGINNING = 16 << 20
-"""Bytes of a file of weights that its hash is made from: with its size, enough to tell files apart."""
 PACKAGES = ("torch", "triton", "lm-eval", "datasets", "transformers")
 
 
@@ -143,7 +139,7 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
 def _folder(folder: Path, options: dict[str, Any]) -> Model:
     """A folder that `tnbench export` has written, or one of the official checkpoints."""
     kind = exported.model_type(folder)
-    if kind not in (exported.TYPE, OFFICIAL):
+    if kind not in (exported.TYPE, official_layout.MODEL_TYPE):
         raise RequestError(
             f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, and the official "
             "TransNormerLLM checkpoints"
@@ -153,7 +149,7 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
     def opened() -> Any:
         from tnbench.evaluation.harness import HarnessModel
 
-        if kind == OFFICIAL:
+        if kind == official_layout.MODEL_TYPE:
             from tnbench.interop.official import CONTEXT, load_official
 
             model, tokenizer, values = load_official(folder, options["device"])
@@ -167,13 +163,13 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
 
 
 def _content(folder: Path) -> str:
-    """A hash of the configuration and of the weights' files: names, sizes, and where each begins."""
+    """A hash of the configuration, the tokenizer and the weights."""
     total = hashlib.sha256()
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     try:
-        for path in (folder / exported.CONFIG, *sorted(files)):
-            with open(path, "rb") as file:
-                total.update(f"{path.name} {path.stat().st_size}".encode() + file.read(BEGINNING))
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".json", ".model", ".safetensors", ".bin"):
+                with open(path, "rb") as file:
+                    total.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise RequestError(f"{folder} cannot be read: {(error.strerror or str(error)).lower()}") from error
     return total.hexdigest()[:12]

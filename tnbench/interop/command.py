@@ -7,6 +7,7 @@ from pathlib import Path
 from tnbench.errors import RequestError
 from tnbench.evaluation.loading import load_run
 from tnbench.interop import hugging_face
+from tnbench.interop.folders import require_free
 
 
 def export_run(name: str, where: str, *, results: Path) -> int:
@@ -25,7 +26,7 @@ def export_run(name: str, where: str, *, results: Path) -> int:
     if not where.strip():
         raise RequestError("an empty name: give the folder that is to be written")
     folder = Path(where)
-    hugging_face.require_free(folder)
+    require_free(folder)
     run = load_run(name, results)
     hugging_face.export(run.model, run.tokenizer, folder, run.manifest)
     parameters = run.model.parameter_counts()["total"]

@@ -7,7 +7,6 @@ transformers that composes the model from config.json (`hf_template/`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +18,13 @@ from tokenizers import Tokenizer as Backend
 from tnbench.config import Component, ModelConfig
 from tnbench.data import Tokenizer
 from tnbench.data.tokenizers import END_OF_TEXT, Bytes, Subwords
-from tnbench.errors import RequestError, first_line
+from tnbench.errors import RequestError
 from tnbench.interop import card
+from tnbench.interop.folders import written
 from tnbench.interop.hf_template import components_tnbench as components
 from tnbench.interop.hf_template import mixers_tnbench as mixers
 from tnbench.model import LanguageModel
-from tnbench.records import sync, unfinished, write_json
+from tnbench.records import write_json
 from tnbench.training.checkpoint import save_weights
 
 TEMPLATE = Path(components.__file__).parent
@@ -62,7 +62,6 @@ def export(
         RequestError: the folder is not empty or cannot be written, the model has a component that is not
             tnbench's own, or the tokenizer does not fit its vocabulary.
     """
-    require_free(folder)
     composition = _composition(model.config)
     if tokenizer.vocab_size > model.vocab_size:
         raise RequestError(
@@ -70,52 +69,17 @@ def export(
             f"{model.vocab_size}"
         )
     context = _context(model, manifest)
-    place = folder.expanduser().resolve()
-    temporary = unfinished(place)
-    try:
-        temporary.mkdir(parents=True)
-        save_weights(temporary / "model.safetensors", model, {"run_id": (manifest or {}).get("run_id")})
-        write_json(temporary / "config.json", _config(model, tokenizer, composition, context))
+    with written(folder) as place:
+        save_weights(place / "model.safetensors", model, {"run_id": (manifest or {}).get("run_id")})
+        write_json(place / "config.json", _config(model, tokenizer, composition, context))
         special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
-        write_json(temporary / "generation_config.json", special)
-        _write_tokenizer(temporary, tokenizer, context if model.position.limit else None)
+        write_json(place / "generation_config.json", special)
+        _write_tokenizer(place, tokenizer, context if model.position.limit else None)
         for source in sorted(TEMPLATE.glob("*.py")):
-            shutil.copyfile(source, temporary / source.name)
+            shutil.copyfile(source, place / source.name)
         if manifest is not None:
-            write_json(temporary / MANIFEST, card.public(manifest))
-        (temporary / "README.md").write_text(card.text(model, tokenizer, manifest), encoding="utf-8")
-        for path in temporary.iterdir():
-            shutil.copymode(temporary / "config.json", path)  # safetensors lets nobody else read its files
-            sync(path)
-        os.replace(temporary, place)  # an empty folder at `place` is replaced, any other is an error
-        sync(place.parent)
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be written: {_reason(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def require_free(folder: Path) -> None:
-    """A folder that is new or empty, and not the current one.
-
-    Raises:
-        RequestError: it is something else.
-    """
-    place = folder.expanduser()
-    try:
-        if place.is_dir():
-            if next(place.iterdir(), None) is not None:
-                raise RequestError(f"{folder} is not empty: name a new folder, or remove it first")
-            if place.resolve() == Path.cwd():
-                raise RequestError(f"{folder} is the current folder, which is to be replaced: name a new one")
-        elif os.path.lexists(place):
-            raise RequestError(f"{folder} is no folder: name a new one")
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror.lower() if error.strerror else first_line(error)
+            write_json(place / MANIFEST, card.public(manifest))
+        (place / "README.md").write_text(card.text(model, tokenizer, manifest), encoding="utf-8")
 
 
 def _named(config: ModelConfig) -> Iterator[tuple[str, Component]]:

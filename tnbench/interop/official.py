@@ -10,8 +10,6 @@ official code gets wrong, and what of that `faithful` repeats, is in docs/checkp
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from tnbench.data import Tokenizer
 from tnbench.errors import RequestError
 from tnbench.interop import official_files as files
 from tnbench.interop import official_layout as layouts
-from tnbench.interop.hugging_face import require_free
+from tnbench.interop.folders import written
 from tnbench.interop.official_layout import EMBEDDING, HEAD, OfficialConfig, Stored
 from tnbench.interop.official_position import RoundedLRPE
 from tnbench.interop.official_tokenizer import FILE, SentencePiece, load_tokenizer
@@ -33,7 +31,7 @@ from tnbench.model import LanguageModel
 from tnbench.model.block import build
 from tnbench.model.mixers.linear import LinearMixer
 from tnbench.model.positions import LRPE
-from tnbench.records import sync, unfinished, write_json
+from tnbench.records import write_json
 
 CONTEXT = 2048
 """Tokens in a training window, which a model without learned absolute positions does not depend on."""
@@ -187,7 +185,6 @@ def write_official(model: LanguageModel, folder: Path, tokenizer: Tokenizer | No
         RequestError: the model has parts that the layout does not know, the tokenizer does not fit it, or the
             folder cannot be written.
     """
-    require_free(folder)
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise RequestError(
             f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, the model's vocabulary has "
@@ -195,24 +192,11 @@ def write_official(model: LanguageModel, folder: Path, tokenizer: Tokenizer | No
         )
     config = layouts.from_ours(model.config, model.vocab_size, _special(tokenizer))
     config["torch_dtype"] = _name(model.embedding.weight.dtype)
-    tensors = dict(_official_tensors(model))
-    place = folder.expanduser().resolve()
-    temporary = unfinished(place)
-    try:
-        temporary.mkdir(parents=True)
-        save_file(tensors, temporary / files.WEIGHTS[0], {"format": "pt"})
-        write_json(temporary / files.CONFIG, config)
+    with written(folder) as place:
+        save_file(dict(_official_tensors(model)), place / files.WEIGHTS[0], {"format": "pt"})
+        write_json(place / files.CONFIG, config)
         if isinstance(tokenizer, SentencePiece):
-            (temporary / FILE).write_bytes(tokenizer.content)
-        for path in temporary.iterdir():
-            shutil.copymode(temporary / files.CONFIG, path)  # safetensors lets nobody else read its files
-            sync(path)
-        os.replace(temporary, place)  # an empty folder at `place` is replaced, any other is an error
-        sync(place.parent)
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (place / FILE).write_bytes(tokenizer.content)
 
 
 def _special(tokenizer: Tokenizer | None) -> dict[str, int | None]:
