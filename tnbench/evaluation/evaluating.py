@@ -22,7 +22,7 @@ from tnbench.evaluation.study import Model, Store
 from tnbench.interop import exported, official_layout
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import installed_version, machine
-from tnbench.records import command_line, now, provenance
+from tnbench.records import RunFolder, command_line, now, provenance
 
 PACKAGES = ("torch", "triton", "lm-eval", "datasets", "transformers")
 
@@ -72,14 +72,7 @@ def evaluate(
             raise RequestError(f"run {one} is given twice")
     store = Store(results / study.FOLDER)
     index = tasks.manager(asked, include)
-    session = {
-        "session": secrets.token_hex(4),
-        "started": now(),
-        "device": name,
-        "command": command_line(),
-        "versions": {package: text for package in PACKAGES if (text := installed_version(package))},
-        "provenance": provenance(),
-    }
+    session = session_on(name)
     status = 0
     shown: list[Line] = []
     with store.writing():
@@ -101,7 +94,7 @@ def evaluate(
             console.print(f"failed: {error}; what was recorded before is kept", highlight=False)
             status = 1
         with contextlib.suppress(RecordsError):
-            _write(store)
+            write_tables(store)
     if shown:
         _show(store, shown, console)
     for problem in problems:
@@ -111,6 +104,18 @@ def evaluate(
     if shown:
         console.print(f"Records, items and tables: {store.folder}", highlight=False, soft_wrap=True)
     return status
+
+
+def session_on(machine: str) -> Line:
+    """What the records of one process have in common, on a machine of that name."""
+    return {
+        "session": secrets.token_hex(4),
+        "started": now(),
+        "device": machine,
+        "command": command_line(),
+        "versions": {package: text for package in PACKAGES if (text := installed_version(package))},
+        "provenance": provenance(),
+    }
 
 
 def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
@@ -124,14 +129,26 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
         return _folder(path, options)
     folder = find_run(name, results)
-    manifest = finished(folder)
+    return run_model(folder, finished(folder).get("variant"), options)
+
+
+def run_model(
+    folder: RunFolder, variant: str | None, options: dict[str, Any], *, quiet: bool = False
+) -> Model:
+    """A run as a model that can be asked.
+
+    Args:
+        folder: the run, which has its final weights by the time that it is asked.
+        variant: its name in its suite.
+        options: `device`, `precision` and `max_length`, as for `HarnessModel`.
+        quiet: whether no progress is shown.
+    """
 
     def opened() -> Any:
         from tnbench.evaluation.harness import HarnessModel
 
-        return HarnessModel(run=str(folder.path), **options)
+        return HarnessModel(run=str(folder.path), quiet=quiet, **options)
 
-    variant = manifest.get("variant")
     label = f"{variant} {folder.id}" if variant else folder.id
     return Model(label, {"run": folder.id, **options}, opened)
 
@@ -175,8 +192,12 @@ def _content(folder: Path) -> str:
     return total.hexdigest()[:12]
 
 
-def _write(store: Store) -> None:
-    """Tables of all that is recorded."""
+def write_tables(store: Store) -> None:
+    """Tables of all that is recorded.
+
+    Raises:
+        RecordsError: one cannot be written.
+    """
     lines, _ = store.read()
     if not lines:
         return

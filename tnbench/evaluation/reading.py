@@ -23,7 +23,7 @@ from tnbench.evaluation.loading import find_run, finished, load_run
 from tnbench.evaluation.study import Store
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import machine
-from tnbench.records import command_line, now, provenance
+from tnbench.records import RunFolder, command_line, now, provenance
 
 
 def by_position(
@@ -58,7 +58,7 @@ def by_position(
                 line = next((one for one in there if one["identity"] == identity), None)
                 if line is None:
                     console.print(f"loss by position: {folder.id}, windows of {length}", highlight=False)
-                    line = _positions(str(folder.path), manifest, identity)
+                    line = read_run(folder, manifest, identity)
                     store.append([line])
                 shown.append(line)
         except KeyboardInterrupt:
@@ -76,8 +76,16 @@ def by_position(
     return 0
 
 
-def _positions(run: str, manifest: Mapping[str, Any], identity: Line) -> Line:
-    """Read the windows of one run."""
+def read_run(folder: RunFolder, manifest: Mapping[str, Any], identity: Line) -> Line:
+    """Read the windows of one run: its record.
+
+    Args:
+        identity: `run`, `precision`, `device` and `length`, what the numbers follow from.
+
+    Raises:
+        RequestError: its corpus is out of reach or another one now, it has no weights, or the windows are
+            longer than the text or than its learned positions.
+    """
     data = prepare(check(DataConfig, manifest["config"]["data"], "data"))
     expected = manifest["data"]["hash"]
     if data.hash != expected:
@@ -85,7 +93,7 @@ def _positions(run: str, manifest: Mapping[str, Any], identity: Line) -> Line:
             f"run {identity['run']} was trained on another text: its hash was {expected}, "
             f"that of {data.corpus} is {data.hash} now"
         )
-    loaded = load_run(run, Path(run), identity["device"])
+    loaded = load_run(str(folder.path), folder.path, identity["device"])
     model = inference_model(loaded.model, identity["precision"])
     split = data.splits["report"]
     try:

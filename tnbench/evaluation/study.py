@@ -7,6 +7,7 @@ models gave already.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import sqlite3
@@ -31,6 +32,10 @@ ANY = "EleutherAI/lambada_openai"
 """Asked for to see whether the hub answers."""
 FOLDER = "evals"
 ITEMS = "items"
+
+
+class Busy(RequestError):
+    """Another process makes the evaluation."""
 
 
 class Store(Lines):
@@ -60,6 +65,50 @@ class Store(Lines):
 
         self.each(take)
         return list(found.values())
+
+    def failures(self) -> dict[str, Line]:
+        """The last failure of each request that has one; a request may have been answered since."""
+        found: dict[str, Line] = {}
+
+        def take(line: Line) -> None:
+            if line["kind"] == "failed":
+                found[line["request"]] = line
+
+        self.each(take)
+        return found
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Within the block no other process makes the same evaluation: both would write the same answers.
+
+        Raises:
+            Busy: another one does.
+        """
+        path = self.answers_of(f"{key}.lock")
+        with contextlib.ExitStack() as held:
+            with _writing(self):
+                while True:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(FileNotFoundError):  # whoever finished last removed the folder
+                        lock = held.enter_context(open(path, "w"))
+                        break
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Busy(f"another process makes this evaluation ({path}); wait for it") from None
+            try:
+                yield
+            finally:
+                if not any(left != path for left in path.parent.glob(f"{key}*")):  # no answers to keep
+                    self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """Remove the answers of an evaluation that is recorded."""
+        place = self.answers_of(key)
+        for left in place.parent.glob(f"{key}*"):
+            left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            place.parent.rmdir()
 
     def items_of(self, key: str) -> Path:
         return self.folder / ITEMS / f"{key}.jsonl"
@@ -130,17 +179,33 @@ def evaluate(
 
     Raises:
         RequestError: the task cannot be had: its data are out of reach, or its file is broken.
+        Busy: another process makes the evaluation.
         RecordsError: the record cannot be written.
     """
+    short = digest(key_of(model, task, limit))
+    with store.alone(short):
+        made = known(store.read()[0], model, task, limit)  # perhaps meanwhile, by another process
+        return made or _made(store, model, task, manager, limit, session, opened)
+
+
+def _made(
+    store: Store,
+    model: Model,
+    task: tasks.Asked,
+    manager: Any,
+    limit: int | None,
+    session: Line,
+    opened: dict[str, Any],
+) -> list[Line]:
+    """The lines of a new evaluation, recorded."""
     key = key_of(model, task, limit)
     short = digest(key)
     started = time.perf_counter()
-    loaded = _tasks(task, manager)
+    loaded = load(task, manager)
     if model.name not in opened:
         opened[model.name] = model.open()
     answers = store.answers_of(short)
     with _writing(store):
-        answers.parent.mkdir(parents=True, exist_ok=True)
         store.items_of(short).parent.mkdir(parents=True, exist_ok=True)
         try:
             found = _ask(opened[model.name], loaded, task, manager, limit, answers)
@@ -184,10 +249,7 @@ def evaluate(
             }
         )
     store.append(lines)
-    for left in answers.parent.glob(f"{short}*"):
-        left.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        answers.parent.rmdir()
+    store.forget(short)
     return lines
 
 
@@ -201,8 +263,12 @@ def _writing(store: Store) -> Iterator[None]:
         raise RecordsError(f"cannot write to {store.folder}: {reason}") from error
 
 
-def _tasks(task: tasks.Asked, manager: Any) -> list[Any]:
-    """The task, its group or its members, with their data: before a model is loaded."""
+def load(task: tasks.Asked, manager: Any) -> list[Any]:
+    """lm-eval's task, its group or its members, with their data: before a model is loaded.
+
+    Raises:
+        RequestError: the task cannot be had: its data are out of reach, or its file is broken.
+    """
     local = contextlib.nullcontext(True) if task.config is not None else hub.reach(ANY, "dataset")
     try:
         saved = task_data.local(task.data, examples=bool(task.fewshot))

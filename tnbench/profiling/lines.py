@@ -78,6 +78,8 @@ class Lines:
         text = "".join(json.dumps(_plain(line), ensure_ascii=False) + "\n" for line in lines)
         try:
             with open(self.path, "ab+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # the workers of a suite may write at the same time
+                file.seek(0, os.SEEK_END)
                 if file.tell() > 0:
                     file.seek(-1, os.SEEK_END)
                     text = text if file.read(1) == b"\n" else "\n" + text
