@@ -206,14 +206,15 @@ def write_tables(store: Store) -> None:
         {
             "results.csv": frame.to_csv(index=False),
             "comparisons.csv": compared.to_csv(index=False),
-            "table.md": outcomes.markdown(outcomes.cells(frame, compared)),
+            "table.md": outcomes.markdown(outcomes.cells(frame, compared), outcomes.family(compared)),
         }
     )
 
 
 def _show(store: Store, lines: Sequence[Line], console: Console) -> None:
     """The table of what was asked for now."""
-    texts = outcomes.cells(outcomes.rows(lines), outcomes.comparisons(store, lines))
+    compared = outcomes.comparisons(store, lines)
+    texts = outcomes.cells(outcomes.rows(lines), compared)
     bare = all(line[-1] == texts[0][-1] for line in texts)
     heads = outcomes.HEADS[: -1 if bare else None]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -222,3 +223,5 @@ def _show(store: Store, lines: Sequence[Line], console: Console) -> None:
     for line in texts:
         table.add_row(*map(Text, line[: len(heads)]))
     console.print(table)
+    if caption := outcomes.family(compared):
+        console.print(caption, highlight=False, soft_wrap=True)

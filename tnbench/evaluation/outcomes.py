@@ -17,7 +17,7 @@ from tnbench.profiling.texts import markdown_table
 from tnbench.report.formats import escape_markdown
 from tnbench.report.results import Frame
 from tnbench.report.words import NOTHING
-from tnbench.statistics.items import compare_items
+from tnbench.statistics import compare_items, holm, verdicts
 
 ALPHA = 0.05
 Z = 1.959964
@@ -32,7 +32,7 @@ COLUMNS = (
 )  # fmt: skip
 COMPARED = (
     "task", "fewshot", "limit", "metric", "model", "base", "difference", "low", "high", "p", "items",
-    "verdict",
+    "p_holm", "comparisons", "verdict",
 )  # fmt: skip
 HEADS = ["task", "model", "metric", "value", "± standard error", "chance", "against the first model"]
 
@@ -73,7 +73,9 @@ def comparisons(store: Store, lines: Sequence[Line]) -> Frame:
     """Each model against the first one that answered the same questions, item by item.
 
     Accuracies are compared as they are, right answers by −log2 p per byte of an item. The interval is that of
-    paired items: it speaks of these two models on other questions of the kind.
+    paired items: it speaks of these two models on other questions of the kind. The p of two models are
+    corrected together (Holm, 1979): those of all scores, and apart from them those of all right answers; the
+    verdict is *better* or *worse* where the corrected p is at most 0.05.
     """
     made = []
     groups: dict[str, list[Line]] = defaultdict(list)
@@ -83,7 +85,26 @@ def comparisons(store: Store, lines: Sequence[Line]) -> Frame:
     for base, *others in groups.values():
         for other in others:
             made += list(_pair(store, base, other))
+    families: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
+    for row in made:
+        families[row["model"], row["base"], row["metric"] == ITEM_BITS].append(row)
+    for family in families.values():
+        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
+            verdict = str(verdicts(row["difference"], p, math.nan, ALPHA, not row.pop("higher_is_better")))
+            row |= {"p_holm": float(p), "comparisons": len(family), "verdict": verdict}
     return pd.DataFrame(made, columns=pd.Index(COMPARED))
+
+
+def family(compared: Frame) -> str:
+    """How many comparisons were corrected together, where there are several: a line under the table."""
+    most = {bits: compared[(compared["metric"] == ITEM_BITS) == bits]["comparisons"].max() for bits in (0, 1)}
+    parts = [f"{most[bits]} {words}" for bits, words in enumerate(("scores", BITS)) if most[bits] > 1]
+    if not parts:
+        return ""
+    return (
+        f"better, worse: paired questions, p ≤ {ALPHA:g} after Holm's correction for all comparisons of two "
+        f"models: {', '.join(parts)}."
+    )
 
 
 def _pair(store: Store, base: Line, other: Line) -> Iterator[dict[str, Any]]:
@@ -106,7 +127,7 @@ def _pair(store: Store, base: Line, other: Line) -> Iterator[dict[str, Any]]:
             "task": base["task"], "fewshot": base["fewshot"], "limit": base["limit"], "metric": metric,
             "model": other["model"], "base": base["model"],
             "difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "items": len(both),
-            "verdict": _verdict(found.low, found.high, bool(better)),
+            "higher_is_better": bool(better),
         }  # fmt: skip
 
 
@@ -114,13 +135,6 @@ def _bits(item: Any) -> float | None:
     if item.gold_nats is None or not item.gold_bytes:
         return None
     return item.gold_nats / math.log(2) / item.gold_bytes
-
-
-def _verdict(low: float, high: float, better: bool) -> str:
-    """`better`, `worse` or `undecided`, by the 95 % interval of the difference."""
-    if math.isnan(low) or low <= 0 <= high:
-        return "undecided"
-    return "better" if (low > 0) == better else "worse"
 
 
 def cells(frame: Frame, compared: Frame) -> list[list[str]]:
@@ -158,6 +172,7 @@ def _place(row: Mapping[Any, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in ("task", "fewshot", "limit", "model"))
 
 
-def markdown(texts: Sequence[Sequence[str]]) -> str:
-    """The table as a file."""
-    return markdown_table(HEADS, [[escape_markdown(text) for text in line] for line in texts], left=3) + "\n"
+def markdown(texts: Sequence[Sequence[str]], caption: str = "") -> str:
+    """The table as a file, with its caption below."""
+    table = markdown_table(HEADS, [[escape_markdown(text) for text in line] for line in texts], left=3)
+    return f"{table}\n\n{escape_markdown(caption)}\n" if caption else f"{table}\n"
