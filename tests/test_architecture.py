@@ -16,7 +16,7 @@ ROOT = Path(tnbench.__file__).parent
 
 FLOORS: list[set[str]] = [
     {"", "errors", "version", "options", "console", "commands"}
-    | {"registry", "config", "resolution", "records", "statistics", "kernels"},
+    | {"registry", "strict", "config", "resolution", "records", "statistics", "kernels"},
     {"model", "data"},
     {"training", "evaluation", "profiling", "interop", "report"},
     {"ablation"},

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tnbench.ablation.suite import REPEAT_STRIDE, Suite, load_suite
+from tnbench.data import TokenData
 from tnbench.errors import RequestError
 from tnbench.report.results import METRICS
 
@@ -162,6 +163,12 @@ def test_the_hash_of_a_suite_covers_its_analysis(tmp_path):
 
 def test_every_metric_that_tuning_may_use_has_a_uniform_prediction(tmp_path):
     for name, metric in METRICS.items():
-        if metric.split == "tune":
+        if metric.split == "tune" and metric.curve in TokenData.METRICS:
             found = suite(tmp_path, {"a": {}, "b": {"repeat": True}}, tune=TUNE, analysis={"metric": name})
             assert found._uniform(found.variants[0]) > 0
+
+
+def test_a_text_has_no_answers(tmp_path):
+    variants = {"a": {}, "b": {"model.gate": False}}
+    said = refused(tmp_path, variants=variants, analysis={"metric": "val_answer_error"})
+    assert "no such value; known for it: val_bits_per_byte, val_loss_nats, val_loss_bits" in said

@@ -7,11 +7,9 @@ configuration in which every value is explicit.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -20,44 +18,23 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    ValidationError,
     model_validator,
 )
 
 from tnbench import registry
 from tnbench.errors import RequestError, nearest, shortened, shown
+from tnbench.strict import Strict, canonical_json, check, digest
 
 NORM_PLACES = ("token_norm", "channel_norm", "inner_norm", "final_norm")
 LONGEST_NAME = 1000
 """Characters of a name or path; what is longer was never meant as one."""
+NO_TOKENIZER = "none"
+"""The tokenizer of examples, whose tokens stand for no text."""
 LABELS = ("preset", "size", "convention")
 """Keys of `model` that say where its values come from; they are no part of a run's identity."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _truths(annotation: Any) -> list[bool]:
-    """Which of true and false a field of this type may hold."""
-    if annotation is bool:
-        return [False, True]
-    return [item for item in get_args(annotation) if isinstance(item, bool)]
-
-
-class Strict(BaseModel):
-    """A frozen part of the configuration in which an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _booleans_are_no_numbers(cls, values: Any) -> Any:
-        """Without this, `width: true` would be a width of 1."""
-        for key, value in values.items() if isinstance(values, Mapping) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field and value not in _truths(field.annotation):
-                raise RequestError(f"{key} = {str(value).lower()}: true and false are no values for it")
-        return values
 
 
 class Component(BaseModel):
@@ -74,31 +51,64 @@ class Component(BaseModel):
     def __hash__(self) -> int:
         return hash(canonical_json(self.model_dump(mode="json")))
 
+    def __str__(self) -> str:
+        """`official (temperature = true)`: the name, and the parameters as JSON."""
+        values = self.model_dump(mode="json", exclude={"name"})
+        text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        return f"{self.name} ({text})" if text else self.name
+
+
+def _parsed(kind: str, value: Any) -> dict[str, Any]:
+    """A component, a name or `{name: ..., parameter: ...}`, checked against the registry."""
+    if isinstance(value, Component):
+        value = {"name": value.name, **value.parameters}
+    if value is None:
+        value = "none"
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or shown(value.get("name")) != value.get("name"):
+        raise RequestError(f"expected a name or {{name: …}}, got {shortened(value)}")
+    value = registry.canonical(kind, dict(value))
+    entry = registry.find(kind, value["name"])
+    given = _but_name(value)
+    known = entry.parameters.model_fields
+    for key in given:
+        if key not in known:
+            rest = nearest(str(key), known) if known else "it takes none"
+            raise RequestError(f"{kind} {entry.name} has no parameter {shortened(key)}, {rest}")
+    checked = check(entry.parameters, given, f"{kind} {entry.name}")
+    return {"name": entry.name, **checked.model_dump(mode="json")}
+
 
 def _registered(kind: str) -> BeforeValidator:
     """Reads a component, a name or `{name: ..., parameter: ...}`, and checks it against the registry."""
+    return BeforeValidator(lambda value: _parsed(kind, value))
 
-    def parse(value: Any) -> dict[str, Any]:
-        if isinstance(value, Component):
-            value = {"name": value.name, **value.parameters}
-        if value is None:
-            value = "none"
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or shown(value.get("name")) != value.get("name"):
-            raise RequestError(f"expected a name or {{name: …}}, got {shortened(value)}")
-        value = registry.canonical(kind, dict(value))
-        entry = registry.find(kind, value["name"])
-        given = {key: item for key, item in value.items() if key != "name"}
-        known = entry.parameters.model_fields
-        for key in given:
-            if key not in known:
-                rest = nearest(str(key), known) if known else "it takes none"
-                raise RequestError(f"{kind} {entry.name} has no parameter {shortened(key)}, {rest}")
-        checked = check(entry.parameters, given, f"{kind} {entry.name}")
-        return {"name": entry.name, **checked.model_dump(mode="json")}
 
-    return BeforeValidator(parse)
+def _corpus(value: Any) -> Any:
+    """A registered corpus of examples, with its parameters, as a component; a text by its name alone."""
+    if isinstance(value, Component):
+        value = {"name": value.name, **value.parameters}
+    known = registry.names("examples")
+    if isinstance(value, str) and value in known:
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("name")
+    if name in known:
+        return _parsed("examples", value)
+    if len(value) == 1 and "name" in value:
+        return name
+    more = shown(next(key for key in value if key != "name"))
+    if "name" not in value:
+        raise RequestError(f"parameter {more} without a name, {nearest('', known)}")
+    raise RequestError(
+        f"{shown(name)} takes no parameter {more}: it is no corpus of examples, {nearest(str(name), known)}"
+    )
+
+
+def _but_name(component: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in component.items() if key != "name"}
 
 
 def _mixers(value: Any) -> Any:
@@ -187,16 +197,37 @@ def _near_divisor(width: int, heads: int) -> int:
 
 
 class DataConfig(Strict):
-    """The text and how it is cut into tokens and windows."""
+    """What the model reads: text cut into tokens and windows, or rows of examples."""
 
-    corpus: Annotated[str, Field(max_length=LONGEST_NAME)] = "state-of-the-union"
-    """A shipped corpus, a text or JSONL file, a folder of them, or `hf:REPOSITORY[:CONFIG]`."""
+    corpus: Annotated[
+        Annotated[str, Field(max_length=LONGEST_NAME)] | Component, BeforeValidator(_corpus)
+    ] = "state-of-the-union"
+    """A shipped corpus, a text or JSONL file, a folder of them, or `hf:REPOSITORY[:CONFIG]`; or a registered
+    corpus of examples with its parameters."""
     tokenizer: Annotated[str, Field(max_length=LONGEST_NAME)] = "bytes"
-    """`bytes`, `bpe-N` (trained on the training split), or a Hugging Face tokenizer folder or `hf:NAME`."""
+    """`bytes`, `bpe-N` (trained on the training split), or a Hugging Face tokenizer folder or `hf:NAME`;
+    `none` for examples."""
     context: Annotated[int, Field(ge=2, le=2**30)] = 256
-    """Tokens in a training window."""
+    """Tokens in a training window; for examples, those of a row."""
     text_field: Annotated[str, Field(max_length=LONGEST_NAME)] = "text"
     """The field of a JSONL record or data set row that holds the text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_examples(cls, values: Any) -> Any:
+        """Examples have tokens and a length of their own."""
+        found = _corpus(values.get("corpus")) if isinstance(values, Mapping) else None
+        if not isinstance(found, dict):
+            return values
+        corpus = registry.find("examples", found["name"]).target(**_but_name(found))
+        own = {"context": corpus.context, "tokenizer": NO_TOKENIZER}
+        for key, value in own.items():
+            if values.get(key, value) != value:
+                raise RequestError(
+                    f"data.{key} = {shortened(values[key])}: {found['name']} has its own, {value}; "
+                    f"leave the key out"
+                )
+        return {**values, **own}
 
 
 class TrainingConfig(Strict):
@@ -316,72 +347,6 @@ class RunConfig(Strict):
         return dump
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def digest(value: Any, length: int = 12) -> str:
-    """The first `length` hex digits of the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
-
-
 def run_id(config: RunConfig, data_hash: str, source_hash: str) -> str:
     """Names a run: its resolved configuration with both seeds, its data, and the code behind its numbers."""
     return digest({"config": config.identity(), "data": data_hash, "source": source_hash})
-
-
-def check(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
-    """Validate `values`, turning pydantic's report into one line about the first mistake.
-
-    Raises:
-        RequestError: an unknown key, a missing key, a wrong type or a value out of range.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise RequestError(_one_line(error, model, where)) from error
-
-
-def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    # an unknown key first: it is often why another is missing
-    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    raised = (first.get("ctx") or {}).get("error")
-    if isinstance(raised, RequestError):
-        path = ".".join(shown(part) for part in first["loc"] if isinstance(part, str))
-        text = str(raised)
-        return (
-            text
-            if not path or text.startswith(("model.", "training", "data."))
-            else f"{_join(where, path)}: {text}"
-        )
-    parts: list[str] = []
-    owner: Any = model
-    for part in first["loc"]:  # beyond the fields, pydantic adds list positions and members of a union
-        parts.append(str(part))
-        field = owner.model_fields.get(part)
-        inner = _inner_model(field.annotation) if field else None
-        if inner is None:
-            break
-        owner = inner
-    path = _join(where, ".".join(map(shown, parts)))
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {path}, {nearest(parts[-1], owner.model_fields)}"
-    if first["type"] == "missing":
-        return f"{path} is missing"
-    if first["type"] == "literal_error":
-        expected = first.get("ctx", {}).get("expected", "")
-        known = [a or b.lower() for a, b in re.findall(r"'([^']*)'|\b(True|False)\b", expected)]
-        return f"{path} = {shortened(first['input'])}: known: {', '.join(known)}"
-    return f"{path} = {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, also where it may be absent."""
-    members = [member for member in get_args(annotation) if member is not type(None)] or [annotation]
-    one = members[0] if len(members) == 1 else None
-    return one if isinstance(one, type) and issubclass(one, BaseModel) else None
-
-
-def _join(where: str, path: str) -> str:
-    return f"{where}.{path}" if where and path else where or path

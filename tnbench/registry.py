@@ -38,9 +38,10 @@ KINDS = {
     "channel": "channel mixers: the second half of a block",
     "preset": "presets: whole models, at several sizes",
     "schedule": "learning-rate schedules",
+    "examples": "corpora of examples: rows of tokens of which some are scored",
 }
 ENTRY_POINT_GROUP = "tnbench.components"
-BUILT_IN = ("tnbench.model", "tnbench.training.schedule")
+BUILT_IN = ("tnbench.model", "tnbench.training.schedule", "tnbench.data.tasks", "tnbench.data.domains")
 
 T = TypeVar("T", bound=Callable[..., Any])
 

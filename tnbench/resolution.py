@@ -73,6 +73,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise RequestError(f"--set {shown}: the value is not valid YAML") from error
 
 
+_OTHER_KINDS = {"schedule": "schedule", "corpus": "examples"}
+"""Components outside of `model`, and their kinds."""
+
+
 def _component_kinds() -> dict[str, str]:
     kinds = {"mixer": "mixer", "position": "position", "decay": "decay", "feature_map": "feature_map"}
     return {**kinds, **dict.fromkeys(NORM_PLACES, "norm"), "channel": "channel"}
@@ -104,7 +108,7 @@ def resolve(*layers: Mapping[str, Any], pinned: Mapping[str, Any] | None = None)
         for key, value in _names_first(layer):
             section, _, rest = key.partition(".")
             if section in other:
-                _assign(other[section], rest, value, {"schedule": "schedule"}, section)
+                _assign(other[section], rest, value, _OTHER_KINDS, section)
     return check(RunConfig, {"model": model, **other}, "")
 
 

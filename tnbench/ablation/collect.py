@@ -13,6 +13,7 @@ import pandas as pd
 
 from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.ablation.suite_file import shipped_suites
+from tnbench.config import NO_TOKENIZER
 from tnbench.records import ENDED, read_metrics
 from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, TUNING_COLUMNS, Matching, SuiteResults
 
@@ -21,7 +22,7 @@ FINAL = {
     "val_loss_nats": "val_loss",
     "val_loss_bits": "val_loss_bits",
 }
-"""Column of `runs` and the recorded value on the report split behind it."""
+"""Column of `runs` and the recorded value on the report split behind it; others go by their own names."""
 COPIED = ("reason", "stopped_step", "tokens_per_second", "peak_memory_bytes", "started", "ended", "attempts")
 
 
@@ -56,7 +57,7 @@ def collect(suite: Suite) -> SuiteResults:
         title=suite.file.title or suite.name,
         base=suite.base,
         diffs={variant.name: variant.diff for variant in suite.variants},
-        runs=pd.DataFrame(rows),
+        runs=pd.DataFrame([{suite.file.analysis.metric: math.nan, **row} for row in rows]),
         curves=pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
         metric=suite.file.analysis.metric,
         alpha=suite.file.analysis.alpha,
@@ -112,6 +113,7 @@ def _row(run: PlannedRun, manifest: dict[str, Any], values: list[dict[str, Any]]
     if outcome in ENDED:
         final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}
         row.update({column: final.get(name, math.nan) for column, name in FINAL.items()})
+        row.update({name: value for name, value in final.items() if name not in FINAL.values()})
     return row
 
 
@@ -184,8 +186,8 @@ def _facts(suite: Suite, manifests: list[dict[str, Any]]) -> dict[str, str]:
     if training.device == "cpu":
         device += f", {training.threads} thread{'s' if training.threads > 1 else ''} per run"
     facts = {
-        "corpus": base.config.data.corpus,
-        "tokenizer": base.config.data.tokenizer,
+        "corpus": str(base.config.data.corpus),
+        "tokenizer": "" if base.config.data.tokenizer == NO_TOKENIZER else base.config.data.tokenizer,
         "context": f"{base.config.data.context} tokens",
         "tokens per run": f"{tokens:,} ({epochs:.2g} epochs)",
         "device": device,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tnbench.ablation.execute import Ledger
 from tnbench.ablation.suite import PlannedRun, Suite, Variant
+from tnbench.config import NO_TOKENIZER
 from tnbench.records import read_metrics
 from tnbench.report import words
 from tnbench.report.results import METRICS
@@ -74,8 +75,9 @@ def plan_line(suite: Suite) -> str:
     tokens = training.total_steps * training.batch_tokens
     return (
         f"{len(suite.variants)} variants × {len(suite.seeds)} seeds, {words.short(tokens)} tokens each "
-        f"({training.total_steps} steps of {training.batch_tokens}), {data.corpus}, {data.tokenizer}, "
-        f"context {data.context}, {training.device}"
+        f"({training.total_steps} steps of {training.batch_tokens}), {data.corpus}, "
+        f"{'' if data.tokenizer == NO_TOKENIZER else f'{data.tokenizer}, '}context {data.context}, "
+        f"{training.device}"
     )
 
 

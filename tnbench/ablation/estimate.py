@@ -12,7 +12,7 @@ from tnbench.ablation.suite import Suite, Variant
 from tnbench.model import LanguageModel
 from tnbench.training.environment import autocast, settings
 from tnbench.training.optimizer import adamw
-from tnbench.training.step import optimizer_step
+from tnbench.training.step import inputs_and_targets, optimizer_step
 from tnbench.training.trainer import CURVE_BYTES, FINAL_BYTES
 
 TIMED_STEPS = 3
@@ -39,7 +39,7 @@ def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
         step = _typical(lambda: optimizer_step(model, optimizer, tokens, training), training.device)
         model.eval()
         with torch.inference_mode(), autocast(training.device, training.precision):
-            forward = _typical(lambda: model(tokens[:, :-1]), training.device)
+            forward = _typical(lambda: model(inputs_and_targets(tokens)[0]), training.device)
     evaluated = training.evaluations * data.evaluation("tune", context, max_bytes=CURVE_BYTES).tokens
     evaluated += data.evaluation("report", context, max_bytes=FINAL_BYTES).tokens
     trained = training.total_steps * training.batch_tokens

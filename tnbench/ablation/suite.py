@@ -147,14 +147,7 @@ class Suite:
 
     def _uniform(self, variant: Variant) -> float:
         """The tuned metric of a model to which all tokens are equally likely."""
-        data = self.data_of(variant)
-        text = data.splits["tune"]
-        bits = math.log2(data.vocab_size)
-        return {
-            "val_loss": bits * math.log(2),
-            "val_loss_bits": bits,
-            "val_bits_per_byte": bits * (len(text.tokens) - 1) / text.text_bytes,
-        }[self.tuned_by]
+        return self.data_of(variant).uniform(self.tuned_by)
 
     def _planned(
         self, variant: Variant, seed: int, phase: str = "report", point: Point | None = None
@@ -302,7 +295,18 @@ class _Reader:
         if key not in self.data:
             self.data[key] = prepare(config.data, quiet=self.quiet)
         self.data[key].check_length(config.data.context)  # variants may differ in it
+        self._require_metric(self.data[key])
         return _measured(name, flatten(diff), config, self.data[key].vocab_size)
+
+    def _require_metric(self, data: TokenData) -> None:
+        """Examples have no bytes, and texts no answers."""
+        metric = METRICS[self.file.analysis.metric]
+        if metric.split != "train" and metric.curve not in data.metrics():
+            known = [name for name, one in METRICS.items() if one.curve in data.metrics()]
+            raise RequestError(
+                f"analysis.metric = {self.file.analysis.metric}: {data.corpus} has no such value; "
+                f"known for it: {', '.join(known)}"
+            )
 
     def match(self, variant: Variant, base: Variant) -> Variant:
         assert self.file.match is not None

@@ -2,52 +2,35 @@
 
 `<cache>/data/<hash>/` holds, per split, `<split>.tokens` (the raw stream, uint16 or uint32) and
 `<split>.boundaries.npy` and `<split>.bytes.npy` (see `windows.Split`); `tokenizer.json` where one was
-trained; and `meta.json`, which names them all with their sizes. The folder's name is the data's hash. It is
-written under another name and renamed when it is complete, so a folder of that name is a whole one, whoever
-else builds it at the same time.
+trained; and `meta.json` (see `cache`). The folder's name is the data's hash.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import sys
-import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tnbench.config import DataConfig, digest
-from tnbench.data import splits, tokenizers
+from tnbench.config import Component, DataConfig, digest
+from tnbench.data import cache, example_store, splits, tokenizers
 from tnbench.data.corpora import Corpus, find_corpus
 from tnbench.data.progress import Meter
 from tnbench.data.tokenizers import Tokenizer
 from tnbench.data.windows import Split, TokenData
 from tnbench.errors import RequestError
-from tnbench.records import sync
 
 FORMAT = 1
 PIECE = 1 << 20  # characters encoded in one go: bounds the memory that a long document takes
 GROUP = 4 * PIECE
-ABANDONED = 24 * 3600  # seconds after which an unfinished folder is taken for a dead process's
 WORD_START = re.compile(r"(?<=\S) (?=\S)")
 
 
-def cache_folder() -> Path:
-    """`$TNBENCH_CACHE`, else `$XDG_CACHE_HOME/tnbench`, else `~/.cache/tnbench`."""
-    if own := os.environ.get("TNBENCH_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "tnbench"
-
-
 def prepare(config: DataConfig, *, quiet: bool = False) -> TokenData:
-    """Open a corpus in tokens, and build it first if need be.
+    """Open a corpus in tokens, text or examples, and build it first if need be.
 
     Args:
         config: corpus, tokenizer, context and text field.
@@ -57,6 +40,8 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> TokenData:
         RequestError: an unknown or unreadable corpus or tokenizer, a corpus too short for its context, or a
             cache that cannot be written.
     """
+    if isinstance(config.corpus, Component):
+        return example_store.prepare(config.corpus, quiet=quiet)
     corpus = find_corpus(config.corpus, config.text_field)
     load = tokenizers.find_tokenizer(config.tokenizer)
     tokenizer = load() if load else None
@@ -67,38 +52,16 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> TokenData:
         "tokenizer": tokenizer.hash if tokenizer else config.tokenizer,
         "rules": [splits.RULE, FORMAT],
     }
-    folder = cache_folder() / "data" / digest(key)
-    for _ in range(3):  # more than once only where other processes rebuild the same damaged folder
-        problem = _problem(folder)
-        if problem is None:
-            try:
-                data = _open(config, folder, tokenizer)
-            except FileNotFoundError:
-                continue
-            data.check_length(config.context)
-            return data
-        if folder.exists() and not quiet:
-            print(
-                f"tnbench: the token cache {folder} is damaged ({problem}): building it again",
-                file=sys.stderr,
-            )
-        _build(corpus, corpus_hash, config.tokenizer, tokenizer, folder, quiet)
-    raise RequestError(f"the token cache {folder} changes while it is used: remove it, or set TNBENCH_CACHE")
-
-
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a cached folder, judged by the files' sizes alone."""
-    try:
-        sizes = json.loads((folder / "meta.json").read_bytes())["files"]
-        for name, size in sizes.items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-    except OSError as error:
-        return f"{Path(error.filename or folder).name}: {(error.strerror or str(error)).lower()}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "meta.json cannot be read"
-    return None
+    folder = cache.cache_folder() / "data" / digest(key)
+    data = cache.opened(
+        folder,
+        lambda: _open(config, folder, tokenizer),
+        lambda: _build(corpus, corpus_hash, config.tokenizer, tokenizer, folder, quiet),
+        "the token cache",
+        quiet,
+    )
+    data.check_length(config.context)
+    return data
 
 
 def _open(config: DataConfig, folder: Path, tokenizer: Tokenizer | None) -> TokenData:
@@ -113,7 +76,7 @@ def _open(config: DataConfig, folder: Path, tokenizer: Tokenizer | None) -> Toke
         )
         for name in splits.SPLITS
     }
-    return TokenData(config.corpus, folder.name, tokenizer, parts, folder, meta["facts"])
+    return TokenData(str(config.corpus), folder.name, tokenizer, parts, folder, meta["facts"])
 
 
 def _build(
@@ -123,16 +86,13 @@ def _build(
     division = splits.divide(corpus.name, corpus.read())
     if corpus.fingerprint() != corpus_hash:
         raise RequestError(f"corpus {corpus.name} changed while it was read; run the command again")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        temporary = _fresh(folder)
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
+
+    def fill(temporary: Path) -> dict[str, Any]:
+        nonlocal tokenizer
         if tokenizer is None:
-            tokenizer = _train(name, division.splits["train"], corpus.name, quiet)
-            tokenizer.save(temporary / "tokenizer.json")
+            trained = _train(name, division.splits["train"], corpus.name, quiet)
+            trained.save(temporary / "tokenizer.json")
+            tokenizer = trained
         facts = {
             "corpus_hash": corpus_hash[:12],
             "divided_by": division.by,
@@ -144,24 +104,9 @@ def _build(
         with Meter(f"tokenizing {corpus.name}", total, quiet=quiet) as meter:
             for split, documents in division.splits.items():
                 _write_split(temporary, split, documents, tokenizer, dtype, meter)
-        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        meta = {
-            "corpus": corpus.name,
-            "tokenizer": name,
-            "dtype": np.dtype(dtype).name,
-            "facts": facts,
-            "files": files,
-        }
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        for path in temporary.iterdir():
-            sync(path)
-        sync(temporary)
-        _install(temporary, folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return {"corpus": corpus.name, "tokenizer": name, "dtype": np.dtype(dtype).name, "facts": facts}
+
+    cache.write(folder, fill)
 
 
 def _train(name: str, documents: list[bytes], corpus: str, quiet: bool) -> tokenizers.Subwords:
@@ -228,47 +173,3 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start:cut]
         start = cut
     yield text[start:]
-
-
-def _install(temporary: Path, folder: Path) -> None:
-    """Rename a complete folder to its place, unless another process has put a good one there."""
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        if _problem(folder) is None:
-            return
-        aside = _fresh(folder)
-        try:
-            os.rename(folder, aside / "damaged")
-            os.rename(temporary, folder)
-        except OSError:
-            if _problem(folder) is not None:  # nobody else has put a good one there either
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _fresh(folder: Path) -> Path:
-    """A new hidden folder beside a folder; unlike tempfile's, readable by whoever shares the cache."""
-    path = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    path.mkdir()
-    return path
-
-
-def _sweep(root: Path) -> None:
-    """Remove what processes that died left behind long ago."""
-    for path in root.glob(".*"):
-        try:
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue
-
-
-def _unwritable(error: OSError) -> RequestError:
-    reason = (error.strerror or str(error)).lower()
-    return RequestError(
-        f"cannot write the token cache {cache_folder()}: {reason}; name another folder with TNBENCH_CACHE"
-    )

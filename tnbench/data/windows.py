@@ -7,11 +7,12 @@ loses no target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -88,6 +89,9 @@ class EvaluationSet:
 class TokenData:
     """A corpus in tokens, ready for training and evaluation."""
 
+    METRICS: ClassVar[tuple[str, ...]] = ("val_loss", "val_loss_bits", "val_bits_per_byte")
+    """Names of the recorded values of an evaluation of text."""
+
     corpus: str
     """The corpus as it was asked for."""
     hash: str
@@ -150,6 +154,19 @@ class TokenData:
         self.check_length(context)
         return (len(self.splits["train"].tokens) - 1) // context
 
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the recorded values of an evaluation."""
+        return self.METRICS
+
+    def uniform(self, metric: str) -> float:
+        """A recorded value of an evaluation for a model to which all tokens are equally likely."""
+        text, bits = self.splits["tune"], math.log2(self.vocab_size)
+        return {
+            "val_loss": bits * math.log(2),
+            "val_loss_bits": bits,
+            "val_bits_per_byte": bits * (len(text.tokens) - 1) / text.text_bytes,
+        }[metric]
+
     def batch(self, seed: int, step: int, sequences: int, context: int) -> Tensor:
         """The training windows of optimizer step `step`, (sequences, context + 1), int64.
 
@@ -201,6 +218,11 @@ def _epoch(seed: int, epoch: int, windows: int, ring: int) -> tuple[int, np.ndar
     # Raw Philox output is fixed by its definition; numpy's shuffles may change from release to release.
     raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(windows + 1)
     return int(raw[0] % np.uint64(ring)), np.argsort(raw[1:], kind="stable")
+
+
+def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order in which an epoch takes rows of examples, (rows,), int64."""
+    return _epoch(seed, epoch, rows, 1)[1]
 
 
 def _int64(tokens: np.ndarray) -> Tensor:

@@ -60,7 +60,16 @@ METRICS = {
     "val_loss_nats": Metric("validation loss", "nats per token", "val_loss"),
     "val_loss_bits": Metric("validation loss", "bits per token", "val_loss_bits"),
     "train_loss_nats": Metric("training loss", "nats per token", "train_loss", split="train"),
+    "val_answer_error": Metric("wrong answers", "share", "val_answer_error"),
+    "val_answer_bits": Metric("loss of the answers", "bits per token", "val_answer_bits"),
+    "val_class_error": Metric("wrong classes", "share", "val_class_error"),
+    "val_class_bits": Metric("loss of the class", "bits per class", "val_class_bits"),
+    "val_pixel_error": Metric("wrong pixels", "share", "val_pixel_error"),
+    "val_pixel_bits": Metric("loss of the pixels", "bits per pixel", "val_pixel_bits"),
+    "val_sample_error": Metric("wrong samples", "share", "val_sample_error"),
+    "val_sample_bits": Metric("loss of the samples", "bits per sample", "val_sample_bits"),
 }
+"""The last eight are those of examples, by the parts that are scored (`tnbench.data.examples`)."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tnbench import registry
-from tnbench.config import RunConfig, TrainingConfig
+from tnbench.config import Component, RunConfig, TrainingConfig
 from tnbench.errors import RequestError
 from tnbench.kernels import devices
 from tnbench.model.mixers.linear import LinearMixer
@@ -24,7 +24,7 @@ def require_device(config: RunConfig) -> torch.device:
 
     Raises:
         RequestError: it is not there, or the operator's implementation, the loss or compiled bf16 cannot run
-            on it.
+            on it, or the whole model is to be compiled for examples.
     """
     training = config.training
     if training.device == "cuda" and not torch.cuda.is_available():
@@ -40,6 +40,11 @@ def require_device(config: RunConfig) -> torch.device:
         raise RequestError(
             "training.compile with training.precision = bf16 gives NaN on a CPU, by a defect of torch: set "
             "training.precision=fp32 or training.compile=false"
+        )
+    if training.compile is True and isinstance(config.data.corpus, Component):
+        raise RequestError(
+            f"training.compile = true does not go with {config.data.corpus.name}, which scores only some "
+            "tokens: set training.compile=blocks or false"
         )
     losses.require(training)
     return device

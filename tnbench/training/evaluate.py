@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,12 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         """Bits per byte of text: comparable across tokenizers."""
         return self.nats / math.log(2) / self.text_bytes
+
+    def values(self) -> Iterator[tuple[str, float, str]]:
+        """Name, value and unit of what is recorded."""
+        yield "val_loss", self.loss, "nats"
+        yield "val_loss_bits", self.loss_bits, "bits"
+        yield "val_bits_per_byte", self.bits_per_byte, "bits per byte"
 
 
 def evaluate(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tnbench.config import TrainingConfig
+from tnbench.data.examples import UNSCORED
 from tnbench.model import LanguageModel
 from tnbench.model.lm import BlockCall
 from tnbench.training import losses
@@ -20,7 +21,12 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 """(inputs, targets), both (batch, time), to the mean loss in nats per token, a scalar in fp32."""
 
 
-def objective(model: LanguageModel, training: TrainingConfig) -> Objective:
+def inputs_and_targets(batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (sequences, context), of windows of text (sequences, context + 1) or examples (…, 2, context)."""
+    return (batch[:, 0], batch[:, 1]) if batch.ndim == 3 else (batch[:, :-1], batch[:, 1:])
+
+
+def objective(model: LanguageModel, training: TrainingConfig, *, examples: bool = False) -> Objective:
     """The loss of a model as a run computes it: in its precision, form of the loss, and compilation.
 
     `compile: true` is one graph of model and loss, without a break; Liger's loss, which waits for the GPU by
@@ -31,6 +37,8 @@ def objective(model: LanguageModel, training: TrainingConfig) -> Objective:
         model: on the run's device; its mode (`train`, `eval`) and `activation_checkpointing` hold as they are
             at each call.
         training: precision, loss, compile, and the size of micro-batches, which `loss: auto` goes by.
+        examples: the loss is the mean over the targets that are not `UNSCORED`, and logits are computed at
+            these positions alone. On a GPU the host waits for their number.
     """
     form = losses.form(training, model.vocab_size)
     whole = training.compile is True
@@ -42,6 +50,15 @@ def objective(model: LanguageModel, training: TrainingConfig) -> Objective:
         with autocast(training.device, training.precision):
             return model.hidden(inputs, apply=blocks)
 
+    def at_scored(inputs: Tensor, targets: Tensor) -> Tensor:
+        found, scored = hidden(inputs), targets != UNSCORED
+        found, targets = found[scored], targets[scored]
+        if form != "logits":
+            return of_hidden(found, model.output_weight, targets)
+        with autocast(training.device, training.precision):
+            logits = F.linear(found, model.output_weight)
+        return F.cross_entropy(logits.float(), targets)
+
     def by_logits(inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(training.device, training.precision):
             logits = model(inputs, apply=blocks) if blocks else model(inputs)
@@ -50,6 +67,9 @@ def objective(model: LanguageModel, training: TrainingConfig) -> Objective:
     def by_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
         return losses.chunked_cross_entropy(hidden(inputs), model.output_weight, targets)
 
+    if examples:
+        of_hidden = losses.liger_cross_entropy() if form == "liger" else losses.chunked_cross_entropy
+        return at_scored
     if form == "liger":
         before = torch.compile(hidden, fullgraph=True, dynamic=False) if whole else hidden
         fused = losses.liger_cross_entropy()
@@ -74,25 +94,36 @@ def optimizer_step(
     Args:
         model: a LanguageModel, or with `loss` any module.
         optimizer: over the model's parameters, its learning rate set.
-        batch: (sequences, context + 1), on the model's device.
+        batch: windows (sequences, context + 1) or examples (sequences, 2, context), on the model's device.
         training: clipping, and what `objective` takes.
         loss: what is minimised, (inputs, targets) to a scalar; by default `objective`, not compiled.
         micro_sequences: sequences per forward and backward pass, a divisor of the batch's; all by default.
 
     Returns:
-        The batch's mean loss in nats per token and the gradient norm before clipping: scalars on the device.
+        The batch's mean loss in nats per scored token and the gradient norm before clipping: scalars on the
+        device.
     """
     if loss is None:
         assert isinstance(model, LanguageModel)
-        loss = objective(model, training.model_copy(update={"compile": False}))
+        eager = training.model_copy(update={"compile": False})
+        loss = objective(model, eager, examples=batch.ndim == 3)
     sequences = len(batch)
     micro = micro_sequences or sequences
     total = torch.zeros((), device=batch.device)
-    for tokens in batch.split(micro):
-        share = loss(tokens[:, :-1], tokens[:, 1:]) * (micro / sequences)
+    for part in batch.split(micro):
+        inputs, targets = inputs_and_targets(part)
+        share = loss(inputs, targets) * _weight(part, batch)
         share.backward()
         total += share.detach()
     norm = clip(model.parameters(), training.gradient_clip)
     optimizer.step()
     optimizer.zero_grad()
     return total, norm
+
+
+def _weight(part: Tensor, batch: Tensor) -> float | Tensor:
+    """A micro-batch's share of the scored tokens."""
+    if batch.ndim == 2 or len(part) == len(batch):
+        return len(part) / len(batch)
+    scored, everywhere = ((tokens[:, 1] != UNSCORED).sum() for tokens in (part, batch))
+    return scored / everywhere

@@ -14,18 +14,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tnbench.config import RunConfig
-from tnbench.data import TokenData
+from tnbench.data import ExampleData, ExampleSet, TokenData
 from tnbench.model import LanguageModel
 from tnbench.records import MetricsLog, RunFolder, remove_unfinished
 from tnbench.training import checkpoint
 from tnbench.training.environment import StopRequest
 from tnbench.training.evaluate import evaluate
+from tnbench.training.evaluate_examples import evaluate_examples
 from tnbench.training.figures import Figures, InFlight
 from tnbench.training.losses import LARGEST
 from tnbench.training.manifest import Manifest
@@ -110,7 +111,7 @@ class Trainer:
         self.model.train()
         if training.compile or device.type == "cuda":  # on a GPU the loss has a compiled part of its own
             torch._dynamo.reset()  # what earlier runs of this process compiled counts towards a limit
-        self.loss_of = objective(self.model, training)
+        self.loss_of = objective(self.model, training, examples=isinstance(data, ExampleData))
         self.optimizer = adamw(self.model, training)
         manifest.describe_model(self.model, self.context)
         self.random = self._random_state()
@@ -192,7 +193,7 @@ class Trainer:
         return tokens // self.context
 
     def _batch(self) -> Tensor:
-        """The windows of the next step, (sequences, context + 1), on their way to the device."""
+        """The windows or examples of the next step, as `optimizer_step` takes them, on their way there."""
         tokens = self.data.batch(self.config.training.data_seed, self.launched, self.sequences, self.context)
         if self.device.type == "cuda":
             return tokens.pin_memory().to(self.device, non_blocking=True)
@@ -253,31 +254,31 @@ class Trainer:
     def _evaluate(self, split: str, max_bytes: int) -> None:
         started = time.perf_counter()
         training = self.config.training
-        texts = self.data.evaluation(split, self.context, max_bytes=max_bytes)
-        found = evaluate(
-            self.model,
-            texts,
-            sequences=self._evaluated_together(),
-            device=training.device,
-            precision=training.precision,
-            between=lambda: self._tell("evaluating"),
-        )
-        values = {
-            "val_loss": found.loss,
-            "val_loss_bits": found.loss_bits,
-            "val_bits_per_byte": found.bits_per_byte,
+        held_out = self.data.evaluation(split, self.context, max_bytes=max_bytes)
+        how: dict[str, Any] = {
+            "sequences": self._evaluated_together(),
+            "device": training.device,
+            "precision": training.precision,
+            "between": lambda: self._tell("evaluating"),
         }
-        for (name, value), unit in zip(values.items(), ("nats", "bits", "bits per byte"), strict=True):
+        if isinstance(held_out, ExampleSet):
+            found = evaluate_examples(self.model, held_out, **how)
+            measured = list(found.values(by_level=split == "report"))
+            text_bytes = 0
+        else:
+            found = evaluate(self.model, held_out, **how)
+            measured, text_bytes = list(found.values()), found.text_bytes
+        for name, value, unit in measured:
             self._write(name, value, unit, split)
         self.state.evaluation_seconds += time.perf_counter() - started
         if not math.isfinite(found.nats):
-            raise Diverged(f"validation loss is {found.loss}")
+            raise Diverged(f"validation loss is {measured[0][1]}")
         if self.state.step == self.steps:
             self.state.evaluation[split] = {
-                "text_bytes": found.text_bytes,
+                "text_bytes": text_bytes,
                 "tokens": found.tokens,
-                "documents": texts.documents,
-                "values": values,
+                "documents": held_out.documents,
+                "values": {name: value for name, value, _ in measured},
             }
 
     def _evaluated_together(self) -> int:
