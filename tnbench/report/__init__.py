@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tnbench.records import write_atomic
-from tnbench.report import formats, frames, html, plots, tuning_plot
+from tnbench.report import formats, frames, html, plots, recall_plot, tuning_plot
 from tnbench.report.drawing import save
 from tnbench.report.formats import terminal_table
 from tnbench.report.results import (
@@ -33,17 +33,20 @@ __all__ = [
 ]
 
 OF_TUNING = ("tuning.csv", "tuning.png", "tuning.pdf")
+OF_RECALL = ("recall.csv", "recall.png", "recall.pdf")
 
 
 def write_reports(results: SuiteResults, folder: Path) -> list[Path]:
     """Write the tables, figures and page of a suite, each file as a whole or not at all.
 
     The same results give the same bytes, on one machine and with the same versions. Without tuning runs the
-    files of an earlier tuning are deleted: they would tell of a suite that is no more.
+    files of an earlier tuning are deleted: they would tell of a suite that is no more; likewise those of
+    recall, where nothing was asked.
 
     Returns:
         The paths: runs.csv, summary.csv, comparisons.csv, table.md, table.tex, curves.png, curves.pdf, where
-        there was tuning tuning.csv, tuning.png and tuning.pdf, and report.html.
+        there was tuning tuning.csv, tuning.png and tuning.pdf, where answers were scored recall.csv,
+        recall.png and recall.pdf, and report.html.
     """
     curves, _ = plots.curves(results)
     contents = {
@@ -60,9 +63,14 @@ def write_reports(results: SuiteResults, folder: Path) -> list[Path]:
         tuning, _ = tuning_plot.tuning(results)
         csv = frames.tuning(results).to_csv(index=False, lineterminator="\n")
         contents |= dict(zip(OF_TUNING, (csv, save(tuning, "png"), save(tuning, "pdf")), strict=True))
-    contents["report.html"] = html.page(results, curves, tuning)
+    recall = None
+    if recall_plot.ERROR in results.runs:
+        recall, table = recall_plot.recall(results)
+        csv = table.to_csv(index=False, lineterminator="\n")
+        contents |= dict(zip(OF_RECALL, (csv, save(recall, "png"), save(recall, "pdf")), strict=True))
+    contents["report.html"] = html.page(results, curves, tuning, recall)
     for name, content in contents.items():
         write_atomic(folder / name, content)
-    for name in set(OF_TUNING) - contents.keys():
+    for name in {*OF_TUNING, *OF_RECALL} - contents.keys():
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in contents]

@@ -20,13 +20,16 @@ WIDEST = 10
 """Columns that a page shows without being scrolled sideways."""
 
 
-def page(results: SuiteResults, curves: Figure, tuning: Figure | None = None) -> str:
+def page(
+    results: SuiteResults, curves: Figure, tuning: Figure | None = None, recall: Figure | None = None
+) -> str:
     """The page, with everything in it: text, figures, tables, style and script.
 
     Args:
         results: the records of the suite.
         curves: what `plots.curves` made of them.
         tuning: what `tuning_plot.tuning` made of them, where there are tuning runs.
+        recall: what `recall_plot.recall` made of them, where answers were scored.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -42,6 +45,7 @@ def page(results: SuiteResults, curves: Figure, tuning: Figure | None = None) ->
         readings=[(one.variant, reading(results, one)) for one in results.summaries],
         curves=inline_svg(curves),
         tuning=inline_svg(tuning) if tuning else "",
+        recall=inline_svg(recall) if recall else "",
         caption=captions.caption(results),
         rule=captions.verdicts(results),
         tuned=captions.tuned(results),
