@@ -83,7 +83,7 @@ def test_the_shipped_task_is_the_default(
     assert first["chance"] == 0.25
     assert first["metrics"]["acc"] == second["metrics"]["acc"]
     store = Store(results / study.FOLDER)
-    asked = study.read_items(store.items_of(first["key"]))
+    asked = study.read_items(store, first)
     assert [item.id for item in asked] == list(range(12))
     assert first["metrics"]["acc"]["value"] == pytest.approx(np.mean([item.scores["acc"] for item in asked]))
     right = [item.answer[document["label"]] for item, document in zip(asked, cloze.build(), strict=False)]
@@ -276,7 +276,7 @@ def test_pairs_are_compared_item_by_item(tmp_path: Path):
         lines.append(
             {
                 "key": name, "task": "t", "model": name, "fewshot": 0, "limit": None,
-                "asked": {"task": "t", "model": name}, "metrics": {"acc": metric}, **summary.__dict__,
+                "asked": {"task": "t", "model": name}, "identity": {"run": name}, "metrics": {"acc": metric}, **summary.__dict__,
             }
         )  # fmt: skip
     frame = outcomes.comparisons(store, lines)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.errors import INTERRUPTED, RequestError
-from tnbench.evaluation import outcomes, study, task_data, tasks
+from tnbench.evaluation import outcomes, study, tasks
+from tnbench.evaluation.asking import Failed
 from tnbench.evaluation.loading import find_run, finished
 from tnbench.evaluation.study import Model, Store
+from tnbench.evaluation.task_loading import load
 from tnbench.interop import exported, official_layout
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import installed_version, machine
@@ -46,7 +47,7 @@ def evaluate(
     Args:
         runs: run ids, run folders, manifests or exported folders; the first is what the others are compared
             with.
-        words: tasks, as `tasks.asked` reads them.
+        words: tasks, as `tasks.wanted` reads them.
         fewshot: examples before each question, None for the tasks' own numbers.
         limit: questions of each task, the first ones; None for all.
         include: a folder of task files.
@@ -55,55 +56,70 @@ def evaluate(
         results: where runs are looked for, and in whose folder `evals` the records are written.
 
     Returns:
-        The exit status: 0, 1 if a record could not be written, 130 if interrupted.
+        The exit status: 0, 1 if a model failed or a record could not be written, 130 if interrupted.
 
     Raises:
         RequestError: the request is wrong, or data that it needs are out of reach; what was answered is kept.
     """
-    if data is not None:
-        task_data.require(data)
-    asked = [replace(one, data=data) for one in tasks.asked(words, fewshot)]
     device, name = machine(device)
     precision = precision or ("bf16" if device == "cuda" else "fp32")
     models = [_model(run, results, device, precision, max_length) for run in runs]
-    names = [model.name for model in models]
-    for one in names:
-        if names.count(one) > 1:
-            raise RequestError(f"run {one} is given twice")
+    for index, model in enumerate(models):
+        if any(model.identity == other.identity for other in models[:index]):
+            raise RequestError(f"run {model.name} is given twice")
+    asked, manager = tasks.wanted(words, fewshot, include=include, data=data)
     store = Store(results / study.FOLDER)
-    index = tasks.manager(asked, include)
+    there, problems = store.read()
+    pairs = [
+        (task, model, study.known(store, there, model, task, limit)) for task in asked for model in models
+    ]
+    missing = {task.name: task for task, _, found in pairs if not found}
+    loaded = {name: load(task, manager) for name, task in missing.items()}
     session = session_on(name)
     status = 0
     shown: list[Line] = []
+    opened: dict[str, Any] = {}
     with store.writing():
-        there, problems = store.read()
-        opened: dict[str, Any] = {}
         try:
-            for task in asked:
-                for model in models:
-                    found = study.known(there, model, task, limit)
-                    if not found:
-                        console.print(f"{task.name}: {model.name}", highlight=False)
+            for task, model, found in pairs:
+                if not found:
+                    console.print(f"{task.name}: {model.name}", highlight=False)
+                    try:
                         found = study.evaluate(
-                            store, model, task, index, limit=limit, session=session, opened=opened
-                        )
-                    shown += found
+                            store, model, task, manager, limit=limit, session=session, opened=opened,
+                            loaded=loaded[task.name],
+                        )  # fmt: skip
+                    except Failed as error:
+                        console.print(f"failed: {error}", highlight=False, soft_wrap=True)
+                        status = 1
+                shown += found
         except KeyboardInterrupt:
             status = INTERRUPTED
         except RecordsError as error:
-            console.print(f"failed: {error}; what was recorded before is kept", highlight=False)
+            console.print(
+                f"failed: {error}; what was recorded before is kept", highlight=False, soft_wrap=True
+            )
             status = 1
-        with contextlib.suppress(RecordsError):
-            write_tables(store)
+        finally:
+            with contextlib.suppress(RecordsError):
+                problems += write_tables(store)
     if shown:
         _show(store, shown, console)
-    for problem in problems:
+    for problem in dict.fromkeys([*problems, *_without_answer(shown)]):
         console.print(f"note: {problem}", highlight=False, soft_wrap=True)
     if status == INTERRUPTED:
         console.print("interrupted: answers are kept; the same command goes on from there", highlight=False)
     if shown:
         console.print(f"Records, items and tables: {store.folder}", highlight=False, soft_wrap=True)
     return status
+
+
+def _without_answer(lines: Sequence[Line]) -> Iterator[str]:
+    """Tasks with questions of which no choice is right, which count as wrong."""
+    for line in lines:
+        if line.get("without_answer"):
+            count = f"{line['without_answer']} of {line['items']} questions"
+            yield f"task {line['task']}: {count} have no right answer among their choices, and count as wrong"
 
 
 def session_on(machine: str) -> Line:
@@ -192,16 +208,17 @@ def _content(folder: Path) -> str:
     return total.hexdigest()[:12]
 
 
-def write_tables(store: Store) -> None:
-    """Tables of all that is recorded.
+def write_tables(store: Store) -> list[str]:
+    """Tables of all that is recorded; gives what could not be compared.
 
     Raises:
         RecordsError: one cannot be written.
     """
     lines, _ = store.read()
+    problems: list[str] = []
     if not lines:
-        return
-    frame, compared = outcomes.rows(lines), outcomes.comparisons(store, lines)
+        return problems
+    frame, compared = outcomes.rows(lines), outcomes.comparisons(store, lines, problems)
     store.write_files(
         {
             "results.csv": frame.to_csv(index=False),
@@ -209,6 +226,7 @@ def write_tables(store: Store) -> None:
             "table.md": outcomes.markdown(outcomes.cells(frame, compared), outcomes.family(compared)),
         }
     )
+    return problems
 
 
 def _show(store: Store, lines: Sequence[Line], console: Console) -> None:

@@ -35,27 +35,41 @@ class Item:
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
-def of_samples(samples: Sequence[Mapping[str, Any]], kind: str) -> list[Item]:
+def of_samples(samples: Sequence[Mapping[str, Any]], kind: str, task: Any = None) -> list[Item]:
     """Items of lm-eval's samples of one task, in the order of its documents.
 
+    A task with several filters has a sample of a document for each of them: they are one item.
+
     Args:
-        samples: with `doc_id`, `doc_hash`, `arguments`, `resps`, `target`, and the metrics by name.
+        samples: with `doc`, `doc_id`, `doc_hash`, `arguments`, `resps`, `target`, `filter`, and the metrics
+            by name.
         kind: the task's output type: `multiple_choice`, `loglikelihood`, `loglikelihood_rolling` or
             `generate_until`.
+        task: lm-eval's, which knows the choices and which of them is right.
     """
-    return sorted((_item(sample, kind) for sample in samples), key=lambda item: item.id)
+    found: dict[int, Item] = {}
+    for sample in samples:
+        item = _item(sample, kind, task)
+        known = found.setdefault(item.id, item)
+        known.scores.update(item.scores)
+    return sorted(found.values(), key=lambda item: item.id)
 
 
-def _item(sample: Mapping[str, Any], kind: str) -> Item:
+def _item(sample: Mapping[str, Any], kind: str, task: Any) -> Item:
     names = [name for name in sample.get("metrics", ()) if isinstance(sample.get(name), int | float)]
-    scores = {name: float(sample[name]) for name in names}
+    scores = {label(name, sample.get("filter")): float(sample[name]) for name in names}
     known = {"id": int(sample["doc_id"]), "hash": str(sample["doc_hash"])[:12], "scores": scores}
     texts = [tuple(pair) for pair in _arguments(sample["arguments"])]
     if kind == "multiple_choice":
-        nats = [float(answer[0][0]) for answer in sample["resps"]]
-        gold = _gold(sample["target"], [str(pair[1]) for pair in texts])
+        if hasattr(task, "doc_to_choice"):
+            choices, right = choices_of(task, sample["doc"])
+        else:  # a task in Python, with continuations for choices
+            choices, right = [str(pair[1]) for pair in texts], sample["target"]
+        nats = [float(answer[0][0]) for answer in sample["resps"][: len(choices)]]
+        gold = index_of(right, choices)
         found = {} if gold is None else _right(nats[gold], str(texts[gold][1]))
-        return Item(**known, choices=len(nats), answer=nats, **found)
+        several = isinstance(right, list)  # right ones: guessing is right more often
+        return Item(**known, choices=None if several else len(nats), answer=nats, **found)
     if kind == "loglikelihood":
         nats = float(sample["resps"][0][0][0])
         return Item(**known, answer=nats, **_right(nats, str(texts[0][1])))
@@ -64,6 +78,11 @@ def _item(sample: Mapping[str, Any], kind: str) -> Item:
         nats = float(answer[0] if isinstance(answer, tuple | list) else answer)
         return Item(**known, answer=nats, **_right(nats, str(texts[0][0])))
     return Item(**known, answer=sample["resps"][0][0])
+
+
+def label(metric: str, filtered: Any) -> str:
+    """A metric's name; with that of the filter, where an answer was cut out before it was scored."""
+    return metric if filtered in (None, "none") else f"{metric} ({filtered})"
 
 
 def _arguments(given: Any) -> list[Any]:
@@ -77,16 +96,22 @@ def _right(nats: float, text: str) -> dict[str, Any]:
     return {"gold_nats": -nats, "gold_bytes": len(text.encode())}
 
 
-def _gold(target: Any, choices: Sequence[str]) -> int | None:
-    """The index of the right choice; None where there are several, or it is not among them."""
-    if isinstance(target, str) and target.strip().isdigit() and target not in choices:
-        target = int(target)
-    if isinstance(target, int):
-        return target if 0 <= target < len(choices) else None
-    if isinstance(target, str):
-        places = [n for n, choice in enumerate(choices) if choice.strip() == target.strip()]
-        return places[0] if len(places) == 1 else None
-    return None
+def choices_of(task: Any, document: Any) -> tuple[list[str], Any]:
+    """The choices of a question, and which of them is right: an index or a text, or a list of several.
+
+    A task whose choices stand in the contexts (WinoGrande) has one continuation for all, and the index where
+    others have the question's text.
+    """
+    right = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    return list(task.doc_to_choice(document)), right
+
+
+def index_of(right: Any, choices: Sequence[str]) -> int | None:
+    """The index of the right choice, as lm-eval's own accuracy finds it; None where there are several, or it
+    is not among them."""
+    if isinstance(right, int):
+        return right if 0 <= right < len(choices) else None
+    return choices.index(right) if right in choices else None
 
 
 @dataclass(frozen=True)

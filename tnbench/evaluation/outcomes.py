@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from tnbench.config import digest
+from tnbench.config import canonical_json, digest
+from tnbench.errors import RequestError
+from tnbench.evaluation.items import Item
 from tnbench.evaluation.study import Store, read_items
 from tnbench.profiling.lines import Line
 from tnbench.profiling.texts import markdown_table
@@ -32,15 +34,32 @@ COLUMNS = (
 )  # fmt: skip
 COMPARED = (
     "task", "fewshot", "limit", "metric", "model", "base", "difference", "low", "high", "p", "items",
-    "p_holm", "comparisons", "verdict",
+    "p_holm", "comparisons", "verdict", "key",
 )  # fmt: skip
 HEADS = ["task", "model", "metric", "value", "± standard error", "chance", "against the first model"]
 
 
 def rows(lines: Sequence[Line]) -> Frame:
     """Every metric of every record, and bits per byte of the right answers where they are known."""
-    made = [row for line in lines for row in _of(line)]
+    names = _names(lines)
+    made = [{**row, "model": names[line["key"]]} for line in lines for row in _of(line)]
     return pd.DataFrame(made, columns=pd.Index(COLUMNS))
+
+
+def _names(lines: Sequence[Line]) -> dict[str, str]:
+    """Names of models by the keys of records: with what they were asked under, where that differs."""
+    asked: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        asked[line["model"]].add(canonical_json(line["identity"]))
+    found = {}
+    for line in lines:
+        words = [str(line["model"])]
+        if len(asked[line["model"]]) > 1:
+            options = {"max length": "max_length", "": "precision", " ": "device"}
+            given = [(word, line["identity"].get(name)) for word, name in options.items()]
+            words += [f"{word} {value}".strip() for word, value in given if value is not None]
+        found[line["key"]] = ", ".join(words)
+    return found
 
 
 def _of(line: Line) -> Iterator[dict[str, Any]]:
@@ -50,9 +69,9 @@ def _of(line: Line) -> Iterator[dict[str, Any]]:
         yield {
             **shared,
             "metric": metric,
-            **found,
+            **_numbers(found),
             "chance": chance,
-            "at_chance": None if chance is None else _at_chance(found, chance),
+            "at_chance": None if chance is None else _at_chance(_numbers(found), chance),
         }
     if line[BITS] is not None and not math.isnan(float(line[BITS])):
         error = float(line[f"{BITS}_stderr"])
@@ -62,6 +81,12 @@ def _of(line: Line) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric as it is recorded, where what is not finite stands by its name."""
+    error = found["stderr"]
+    return {**found, "value": float(found["value"]), "stderr": None if error is None else float(error)}
+
+
 def _at_chance(found: Mapping[str, Any], chance: float) -> bool | None:
     """Whether guessing is within the 95 % interval, or above it."""
     if found["stderr"] is None:
@@ -69,8 +94,10 @@ def _at_chance(found: Mapping[str, Any], chance: float) -> bool | None:
     return bool(found["value"] - Z * found["stderr"] <= chance)
 
 
-def comparisons(store: Store, lines: Sequence[Line]) -> Frame:
+def comparisons(store: Store, lines: Sequence[Line], problems: list[str] | None = None) -> Frame:
     """Each model against the first one that answered the same questions, item by item.
+
+    Records whose items are lost or damaged are left out; `problems` gets a line for each.
 
     Accuracies are compared as they are, right answers by −log2 p per byte of an item. The interval is that of
     paired items: it speaks of these two models on other questions of the kind. The p of two models are
@@ -82,9 +109,22 @@ def comparisons(store: Store, lines: Sequence[Line]) -> Frame:
     for line in lines:
         same = {name: value for name, value in line["asked"].items() if name != "model"}
         groups[digest({**same, "member": line["task"]})].append(line)
-    for base, *others in groups.values():
-        for other in others:
-            made += list(_pair(store, base, other))
+    names = _names(lines)
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        answered = []
+        for line in group:
+            try:
+                answered.append((line, {(one.id, one.hash): one for one in read_items(store, line)}))
+            except RequestError as error:
+                if problems is not None:
+                    problems.append(f"{error}: it is compared with nothing")
+        for other in answered[1:]:
+            made += [
+                {**row, "model": names[other[0]["key"]], "base": names[answered[0][0]["key"]]}
+                for row in _pair(*answered[0], *other)
+            ]
     families: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
     for row in made:
         families[row["model"], row["base"], row["metric"] == ITEM_BITS].append(row)
@@ -107,9 +147,11 @@ def family(compared: Frame) -> str:
     )
 
 
-def _pair(store: Store, base: Line, other: Line) -> Iterator[dict[str, Any]]:
-    mine = {item.hash: item for item in read_items(store.items_of(other["key"]))}
-    theirs = {item.hash: item for item in read_items(store.items_of(base["key"]))}
+Items = dict[tuple[int, str], Item]
+"""By number and hash."""
+
+
+def _pair(base: Line, theirs: Items, other: Line, mine: Items) -> Iterator[dict[str, Any]]:
     both = [key for key in theirs if key in mine]
     if len(both) < 2:
         return
@@ -125,13 +167,13 @@ def _pair(store: Store, base: Line, other: Line) -> Iterator[dict[str, Any]]:
         better = base["metrics"].get(metric, {}).get("higher_is_better", metric in ACCURACIES)
         yield {
             "task": base["task"], "fewshot": base["fewshot"], "limit": base["limit"], "metric": metric,
-            "model": other["model"], "base": base["model"],
+            "key": other["key"],
             "difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "items": len(both),
             "higher_is_better": bool(better),
         }  # fmt: skip
 
 
-def _bits(item: Any) -> float | None:
+def _bits(item: Item) -> float | None:
     if item.gold_nats is None or not item.gold_bytes:
         return None
     return item.gold_nats / math.log(2) / item.gold_bytes
@@ -139,10 +181,10 @@ def _bits(item: Any) -> float | None:
 
 def cells(frame: Frame, compared: Frame) -> list[list[str]]:
     """Texts of the table."""
-    pairs = {(*_place(row), row["metric"]): row for row in compared.to_dict("records")}
+    pairs = {(row["key"], row["metric"]): row for row in compared.to_dict("records")}
     made = []
     for row in frame.to_dict("records"):
-        pair = pairs.get((*_place(row), ITEM_BITS if row["metric"] == BITS else row["metric"]))
+        pair = pairs.get((row["key"], ITEM_BITS if row["metric"] == BITS else row["metric"]))
         chance = NOTHING if pd.isna(row["chance"]) else f"{row['chance']:.3f}"
         if row["at_chance"] is True:
             chance += ", not above it"
@@ -165,11 +207,6 @@ def cells(frame: Frame, compared: Frame) -> list[list[str]]:
             ]
         )
     return made
-
-
-def _place(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    """A row's task, as it was asked, and model."""
-    return tuple(str(row[name]) for name in ("task", "fewshot", "limit", "model"))
 
 
 def markdown(texts: Sequence[Sequence[str]], caption: str = "") -> str:

@@ -19,19 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from tnbench.config import digest
-from tnbench.data import hub
 from tnbench.errors import RequestError, first_line
-from tnbench.evaluation import items, task_data, tasks
-from tnbench.evaluation.halving import is_out_of_memory
+from tnbench.evaluation import items, tasks
+from tnbench.evaluation.asking import ask, drop_damaged, metrics, told
+from tnbench.evaluation.task_loading import SEED, load
 from tnbench.profiling.lines import Line, Lines, RecordsError
 from tnbench.records import now, write_atomic
 
-SEED = 1234
-"""Of the examples that lm-eval draws: its own default."""
-ANY = "EleutherAI/lambada_openai"
-"""Asked for to see whether the hub answers."""
 FOLDER = "evals"
 ITEMS = "items"
+SHOWN = ("key", "request", "model", "items", "chance", "gold_bits_per_byte", "gold_bits_per_byte_stderr")
+"""What tables are made of, beside the metrics."""
 
 
 class Busy(RequestError):
@@ -50,6 +48,7 @@ class Store(Lines):
         def take(line: Line) -> None:
             if line["kind"] == "task" and line["metrics"] is not None:
                 asked = {name: line[name] for name in ("identity", "task", "group", "limit")}
+                _require_whole(line)
                 found[digest({**asked, "fewshot": line["asked"]["fewshot"]})] = line
 
         problems = self.each(take)
@@ -140,6 +139,8 @@ def code_hash() -> str:
         "continuation.py",
         "tasks.py",
         "task_data.py",
+        "task_loading.py",
+        "asking.py",
         "cloze.py",
         "items.py",
     ):
@@ -155,8 +156,8 @@ def key_of(model: Model, task: tasks.Asked, limit: int | None) -> Line:
         "fewshot": task.fewshot,
         "limit": limit,
         "seed": SEED,
-        "config": None if task.config is None else digest(task.config),
-        "data": None if task.data is None else task_data.fingerprint(task.data),
+        "config": task.content,
+        "data": task.data_content,
         "lm_eval": metadata.version("lm-eval"),
         "code": code_hash(),
     }
@@ -171,21 +172,24 @@ def evaluate(
     limit: int | None,
     session: Line,
     opened: dict[str, Any],
+    loaded: list[Any] | None = None,
 ) -> list[Line]:
     """Ask a model, and record what came of it: one line for the task, or for each that a group holds.
 
     Args:
         opened: models that are open, by name; this one is added.
+        loaded: the task as `load` gives it, if that was done before.
 
     Raises:
         RequestError: the task cannot be had: its data are out of reach, or its file is broken.
         Busy: another process makes the evaluation.
+        Failed: the model has no answer: its memory does not suffice, or its training has diverged.
         RecordsError: the record cannot be written.
     """
     short = digest(key_of(model, task, limit))
     with store.alone(short):
-        made = known(store.read()[0], model, task, limit)  # perhaps meanwhile, by another process
-        return made or _made(store, model, task, manager, limit, session, opened)
+        made = known(store, store.read()[0], model, task, limit)  # perhaps meanwhile, by another process
+        return made or _made(store, model, task, manager, limit, session, opened, loaded)
 
 
 def _made(
@@ -196,32 +200,28 @@ def _made(
     limit: int | None,
     session: Line,
     opened: dict[str, Any],
+    loaded: list[Any] | None,
 ) -> list[Line]:
     """The lines of a new evaluation, recorded."""
     key = key_of(model, task, limit)
     short = digest(key)
     started = time.perf_counter()
-    loaded = load(task, manager)
-    if model.name not in opened:
-        opened[model.name] = model.open()
-    answers = store.answers_of(short)
-    with _writing(store):
-        store.items_of(short).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            found = _ask(opened[model.name], loaded, task, manager, limit, answers)
-        except ValueError as error:
-            raise RequestError(f"task {task.name}, {model.name}: {first_line(error)}") from error
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RequestError(
-                f"task {task.name}, {model.name}: a single question needs more memory than there is; try a "
-                "shorter --max-length, or --precision bf16"
-            ) from error
+    loaded = load(task, manager) if loaded is None else loaded
+    with told(f"task {task.name}, {model.name}"):
+        if model.name not in opened:
+            opened[model.name] = model.open()
+        with _writing(store):
+            drop_damaged(store.answers_of(short))
+            store.items_of(short).parent.mkdir(parents=True, exist_ok=True)
+        found = ask(opened[model.name], loaded, task, manager, limit, store.answers_of(short))
+        by_name = {one.task_name: one for group in loaded for one in _leaves(group)}
+        answered = {
+            name: items.of_samples(samples, found["configs"][name]["output_type"], by_name.get(name))
+            for name, samples in sorted(found["samples"].items())
+        }
     lines = []
-    for name, samples in sorted(found["samples"].items()):
+    for name, asked in answered.items():
         config = found["configs"][name]
-        asked = items.of_samples(samples, str(config["output_type"]))
         summary = items.summarise(asked)
         own = short if name == task.name else digest({**key, "member": name})
         with _writing(store):
@@ -242,8 +242,9 @@ def _made(
                 "version": found["versions"].get(name),
                 "limit": limit,
                 "output_type": config["output_type"],
-                "metrics": _metrics(found["results"][name], found["higher_is_better"].get(name) or {}),
+                "metrics": metrics(found["results"][name], found["higher_is_better"].get(name) or {}),
                 **summary.__dict__,
+                "without_answer": sum(bool(item.choices) and item.gold_nats is None for item in asked),
                 "asked": key,
                 "seconds": time.perf_counter() - started,
             }
@@ -263,100 +264,45 @@ def _writing(store: Store) -> Iterator[None]:
         raise RecordsError(f"cannot write to {store.folder}: {reason}") from error
 
 
-def load(task: tasks.Asked, manager: Any) -> list[Any]:
-    """lm-eval's task, its group or its members, with their data: before a model is loaded.
-
-    Raises:
-        RequestError: the task cannot be had: its data are out of reach, or its file is broken.
-    """
-    local = contextlib.nullcontext(True) if task.config is not None else hub.reach(ANY, "dataset")
-    try:
-        saved = task_data.local(task.data, examples=bool(task.fewshot))
-        with local as reached, hub.datasets_offline(not reached), saved:
-            found = manager.load([task.spec])
-    except (ConnectionError, OSError, LookupError) as error:
-        why = first_line(error) if reached else "the Hugging Face hub cannot be reached"
-        raise RequestError(
-            f"task {task.name}: its data cannot be had: {why}; give a folder of saved data sets "
-            "(--task-data), or a task of your own that reads local files (--include-path)"
-        ) from error
-    except Exception as error:
-        raise RequestError(f"task {task.name} cannot be read: {first_line(error)}") from error
-    group = found["groups"].get(task.name)
-    return [group] if group is not None else list(found["tasks"].values())
+def _leaves(one: Any) -> list[Any]:
+    return one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
 
 
-def _ask(
-    model: Any, loaded: list[Any], task: tasks.Asked, manager: Any, limit: int | None, answers: Path
-) -> dict[str, Any]:
-    """lm-eval's results."""
-    from lm_eval import evaluator
-
-    with _quiet(evaluator):
-        found = evaluator.simple_evaluate(
-            model,
-            tasks=loaded,
-            num_fewshot=task.fewshot,
-            limit=limit,
-            use_cache=str(answers),
-            bootstrap_iters=1000,
-            log_samples=True,
-            task_manager=manager,
-            random_seed=0,
-            numpy_random_seed=SEED,
-            torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
-        )
-    assert found is not None
-    return dict(found)
+def _require_whole(line: Line) -> None:
+    """Raises KeyError, TypeError, ValueError or AttributeError for a record that tables cannot be made of."""
+    missing = set(SHOWN) - line.keys()
+    for found in line["metrics"].values():
+        float(found["value"])
+        missing |= {"stderr", "higher_is_better"} - found.keys()
+    if missing:
+        raise KeyError(*missing)
 
 
-@contextlib.contextmanager
-def _quiet(evaluator: Any) -> Iterator[None]:
-    """lm-eval asks git for the commit of the working directory, which complains where there is none, and
-    shows a bar for each of its steps."""
-    from tqdm import tqdm
-
-    commit, start = evaluator.get_git_commit_hash, tqdm.__init__
-    evaluator.get_git_commit_hash = lambda: None
-    tqdm.__init__ = lambda self, *args, **options: start(self, *args, **{**options, "disable": True})
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = commit
-        tqdm.__init__ = start
-
-
-def _metrics(results: dict[str, Any], better: dict[str, bool]) -> dict[str, Any]:
-    """{metric: {value, stderr, higher_is_better}} of lm-eval's `acc,none` and `acc_stderr,none`."""
-    found: dict[str, Any] = {}
-    for name, value in results.items():
-        metric, _, filtered = name.partition(",")
-        if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        label = metric if filtered == "none" else f"{metric} ({filtered})"
-        error = results.get(f"{metric}_stderr,{filtered}")
-        found[label] = {
-            "value": float(value),
-            "stderr": float(error) if isinstance(error, int | float) else None,
-            "higher_is_better": better.get(metric),
-        }
-    return found
-
-
-def read_items(path: Path) -> list[items.Item]:
+def read_items(store: Store, line: Line) -> list[items.Item]:
     """The items of a record.
 
     Raises:
-        RequestError: they are not there or cannot be read.
+        RequestError: they are not there, cannot be read, or some are missing.
     """
+    path = store.items_of(line["key"])
     try:
-        return [items.Item(**json.loads(line)) for line in path.read_text().splitlines()]
+        found = [items.Item(**json.loads(text)) for text in path.read_text().splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} cannot be read: {first_line(error)}") from error
+    if len(found) != line["items"]:
+        raise RequestError(f"{path} has {len(found)} items, its record says {line['items']}")
+    return found
 
 
-def known(lines: Sequence[Line], model: Model, task: tasks.Asked, limit: int | None) -> list[Line]:
-    """The records that answer a request."""
+def known(
+    store: Store, lines: Sequence[Line], model: Model, task: tasks.Asked, limit: int | None
+) -> list[Line]:
+    """The records that answer a request; none where the items of one are lost or damaged."""
     short = digest(key_of(model, task, limit))
-    return [line for line in lines if line["request"] == short]
+    found = [line for line in lines if line["request"] == short]
+    try:
+        for line in found:
+            read_items(store, line)
+    except RequestError:
+        return []
+    return found

@@ -9,13 +9,14 @@ is no training split, they are the last documents of the validation split, which
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tnbench.config import digest
-from tnbench.errors import RequestError
+from tnbench.errors import RequestError, first_line
 
 MARKS = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` has written: of a data set with splits, of one split."""
@@ -23,12 +24,24 @@ EXAMPLES = 64
 """Documents that are kept for examples where there is no training split."""
 RENAMED = {"boolq": {"answer": "label"}}
 """Columns that some saved data sets have under another name than lm-eval's tasks."""
+BUILDERS = ("json", "csv", "text", "parquet", "arrow", "xml", "pandas", "imagefolder", "audiofolder")
+"""Data sets of this name are local files."""
+
+
+class OutOfReach(Exception):
+    """A data set cannot be loaded."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(first_line(error))
+        self.hub = path not in BUILDERS and not Path(path).exists()
+        """Whether it would come from the hub."""
 
 
 def require(folder: Path) -> None:
     """Raises RequestError unless the folder holds saved data sets."""
     if not folder.is_dir():
-        raise RequestError(f"--task-data {folder}: there is no such folder")
+        what = "that is a file" if folder.exists() else "there is no such folder"
+        raise RequestError(f"--task-data {folder}: {what}; give a folder of saved data sets")
     if not any(next(folder.rglob(mark), None) for mark in MARKS):
         raise RequestError(
             f"--task-data {folder} holds no saved data set: DATASET/CONFIGURATION/SPLIT, from save_to_disk"
@@ -36,17 +49,21 @@ def require(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits that change with the names and sizes of the folder's data."""
-    files = sorted(folder.rglob("*.arrow"))
-    return digest([[str(path.relative_to(folder)), path.stat().st_size] for path in files])
+    """12 hex digits that change with the data: names and sizes of their files, and what `save_to_disk` has
+    written about their content."""
+    files = sorted(path for kind in ("*.arrow", "*.json") for path in folder.rglob(kind))
+    sizes = [[str(path.relative_to(folder)), path.stat().st_size] for path in files]
+    states = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.name == "state.json"]
+    return digest([sizes, states])
 
 
 @contextmanager
 def local(folder: Path | None, examples: bool) -> Iterator[None]:
-    """Within the block `datasets.load_dataset` takes what the folder holds from there.
+    """Within the block `datasets.load_dataset` takes what the folder holds from there, and raises OutOfReach
+    where it cannot load something.
 
     Args:
-        folder: of saved data sets; None: nothing changes.
+        folder: of saved data sets, or None.
         examples: whether examples will stand before questions.
     """
     import datasets
@@ -54,8 +71,13 @@ def local(folder: Path | None, examples: bool) -> Iterator[None]:
     plain = datasets.load_dataset
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
+        if not path:
+            raise ValueError("its file names no data (dataset_path)")
         place = None if folder is None else find(folder, path, name)
-        return plain(path, name, **options) if place is None else _loaded(place, path, name, examples)
+        try:
+            return plain(path, name, **options) if place is None else _loaded(place, path, name, examples)
+        except Exception as error:
+            raise OutOfReach(str(place or path), error) from error
 
     datasets.load_dataset = load  # lm-eval calls it by this name
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tnbench.config import digest
 from tnbench.errors import RequestError, nearest, shown
+from tnbench.evaluation import task_data, task_files
 from tnbench.evaluation.cloze import PATH as CLOZE_FILE
 
 CLOZE = "cloze"
@@ -17,6 +20,7 @@ CLOZE_CONFIG: dict[str, Any] = {
     "dataset_path": "json",
     "dataset_kwargs": {"data_files": {"test": str(CLOZE_FILE)}},
     "test_split": "test",
+    "fewshot_split": "test",  # said, so that lm-eval leaves the question itself out of its examples
     "output_type": "multiple_choice",
     "doc_to_text": "{{context}}",
     "doc_to_target": "label",
@@ -60,6 +64,10 @@ class Asked:
     """Of a task that lm-eval has not."""
     data: Path | None = None
     """A folder of saved data sets that stands for the hub."""
+    content: str | None = None
+    """A hash of its files, where they are not lm-eval's."""
+    data_content: str | None = None
+    """One of the saved data sets."""
 
     @property
     def spec(self) -> Any:
@@ -67,8 +75,46 @@ class Asked:
         return self.name if self.config is None else dict(self.config)
 
 
-def asked(words: str | None, fewshot: int | None) -> list[Asked]:
+class Wanted(NamedTuple):
+    """What is to be asked."""
+
+    tasks: list[Asked]
+    manager: Any
+    """lm-eval's index, with which they are loaded."""
+
+
+def wanted(words: str | None, fewshot: int | None, *, include: Path | None, data: Path | None) -> Wanted:
     """The tasks of `--tasks`: names, `paper`, `small`, `cloze`; by default the shipped cloze task.
+
+    Args:
+        words: names with commas between them; None for the default.
+        fewshot: examples before each question; None for the tasks' own numbers.
+        include: a folder of task files.
+        data: a folder of saved data sets, as `task_data` finds them.
+
+    Raises:
+        RequestError: an empty word, one task twice, an unknown one, one that the folder's files define twice,
+            or a folder that is not there.
+    """
+    found = asked(words, fewshot)
+    saved = None
+    if data is not None:
+        task_data.require(data)
+        saved = task_data.fingerprint(data)
+    manager = _manager(found, include)
+    index = manager.task_index
+    made = []
+    for one in found:
+        if one.config is not None:
+            made.append(replace(one, content=_shipped_content()))
+        else:
+            content = task_files.content(one.name, index, include)
+            made.append(replace(one, data=data, content=content, data_content=saved))
+    return Wanted(made, manager)
+
+
+def asked(words: str | None, fewshot: int | None) -> list[Asked]:
+    """The tasks by name, as `wanted` reads them.
 
     Raises:
         RequestError: an empty word, or one task twice.
@@ -91,35 +137,69 @@ def asked(words: str | None, fewshot: int | None) -> list[Asked]:
     return found
 
 
-def manager(tasks: Sequence[Asked], include: Path | None) -> Any:
+def _shipped_content() -> str:
+    return digest(
+        [CLOZE_CONFIG | {"dataset_kwargs": None}, hashlib.sha256(CLOZE_FILE.read_bytes()).hexdigest()]
+    )
+
+
+def _manager(tasks: Sequence[Asked], include: Path | None) -> Any:
     """lm-eval's index of tasks: its own only where one of them is asked for, for reading them takes seconds.
 
-    Args:
-        include: a folder of task files.
-
     Raises:
-        RequestError: the folder is not there, or a task is unknown.
+        RequestError: as `wanted`.
     """
     quieten()
     from lm_eval.tasks import TaskManager
 
-    if include is not None and not include.is_dir():
-        raise RequestError(f"--include-path {include}: there is no such folder")
-    named = [one.name for one in tasks if one.config is None]
+    names = [one.name for one in tasks if one.config is None]
+    problems = [] if include is None else _own(include, [one.name for one in tasks])
     path = None if include is None else str(include)
     local = TaskManager(include_path=path, include_defaults=False)
-    if not set(named) - set(local.all_tasks):
+    if not _unknown(names, local.task_index):
         return local
     whole = TaskManager(include_path=path)
-    for name in named:
-        if name not in whole.all_tasks:
-            near = nearest(name, [CLOZE, *GROUPS, *whole.all_tasks])
-            if not near.startswith("did"):
-                near = (
-                    f"no such task; known are {CLOZE}, {', '.join(GROUPS)}, and lm-eval's (lm_eval ls tasks)"
-                )
-            raise RequestError(f"--tasks {shown(name)}: {near}")
-    return whole
+    missing = _unknown(names, whole.task_index)
+    if not missing:
+        return whole
+    name, owner = next(iter(missing.items()))
+    near = nearest(name, [CLOZE, *GROUPS, *whole.all_tasks])
+    if not near.startswith("did"):
+        near = f"no such task; known are {CLOZE}, {', '.join(GROUPS)}, and lm-eval's (lm_eval ls tasks)"
+    problems.sort(key=lambda text: f"/{name}.yaml " not in text)
+    skipped = f" ({problems[0]})" if problems else ""
+    where = f"--tasks {shown(name)}" if name == owner else f"task {shown(owner)}: its member {shown(name)}"
+    raise RequestError(f"{where}: {near}{skipped}")
+
+
+def _unknown(names: Sequence[str], index: Mapping[str, Any]) -> dict[str, str]:
+    """Tasks that are in no index, by name, and which of `names` needs them."""
+    return {
+        one: name for name in names for one, entry in task_files.closure(name, index).items() if entry is None
+    }
+
+
+def _own(include: Path, names: Sequence[str]) -> list[str]:
+    """What is wrong with files of a folder of tasks that may not be needed.
+
+    Raises:
+        RequestError: there is no such folder, or one of the names is not a single task's there.
+    """
+    if not include.is_dir():
+        what = "that is a file" if include.exists() else "there is no such folder"
+        raise RequestError(f"--include-path {include}: {what}; give a folder of task files")
+    defined, problems = task_files.defined(include)
+    for name in names:
+        if name in defined and (name == CLOZE or name in GROUPS):
+            raise RequestError(
+                f"--include-path: {defined[name][0]} defines {name}, a name of ours; rename it"
+            )
+        if len(defined.get(name, [])) > 1:
+            first, second, *_ = defined[name]
+            raise RequestError(
+                f"--include-path: task {name} is defined in {first} and in {second}; rename one"
+            )
+    return problems
 
 
 def quieten() -> None:
