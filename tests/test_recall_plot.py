@@ -58,7 +58,7 @@ def test_the_figure_shows_what_its_table_says():
         dots = [line for line in axes.lines if line.get_marker() == "."]
         assert sum(len(np.asarray(line.get_xdata())) for line in dots) == 5 * 3 - 2
         means = [line for line in axes.lines if line.get_marker() == "o"]
-        drawn = sorted((x, y) for line in means for x, y in zip(*line.get_data(), strict=True))
+        drawn = sorted(pair for line in means for pair in line.get_xydata().tolist())  # type: ignore[union-attr]
         told = mine[mine["kind"] == "mean"][["state_size", "accuracy"]].itertuples(index=False)
         assert np.array(drawn) == pytest.approx(np.array(sorted(tuple(row) for row in told)))
     errors = made.runs[(made.runs["variant"] == "linear-64")][f"{recall_plot.ERROR}@pairs=8"]

@@ -27,7 +27,15 @@ class Draws:
     def distinct(self, bound: int, count: int, rows: int) -> np.ndarray:
         """Per row, `count` different integers below `bound` in random order, (rows, count), int64."""
         assert 0 < count <= bound, (count, bound)
-        return _smallest(self._raw((rows, bound)), count)
+        if count * count > 2 * bound:
+            return _smallest(self._raw((rows, bound)), count)
+        found = self.below(bound, (rows, count))
+        while True:  # rows in which one came twice are drawn again as a whole: more than a third are kept
+            ordered = np.sort(found, axis=1)
+            again = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+            if not len(again):
+                return found
+            found[again] = self.below(bound, (len(again), count))
 
     def weighted(self, weights: np.ndarray, count: int, rows: int) -> np.ndarray:
         """Per row, `count` different indices, drawn one after another in proportion to `weights`.
