@@ -270,3 +270,37 @@ def test_the_model_is_opened_once(
     assert evaluate(tasks="mine,again") == 0
     assert read == ["mine", "again"]
     assert len(Store(results / study.FOLDER).read()[0]) == 2
+
+
+def test_questions_that_are_cut_are_counted(
+    evaluate: Evaluate, results: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The tiny run reads 32 bytes at a time."""
+    change(folder / "data.jsonl", '"one"', json.dumps("long " * 7))
+    assert evaluate() == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 questions, with their examples, are longer than the 32 tokens that are read" in said
+    assert evaluate("--max-length", 64) == 0
+    assert [line["cut"] for line in Store(results / study.FOLDER).read()[0]] == [1, 0]
+
+
+def test_a_text_leaves_room_for_its_question(
+    evaluate: Evaluate, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    change(folder / "mine.yaml", "doc_to_choice: choices", "generation_kwargs: {max_gen_toks: 40}")
+    change(folder / "mine.yaml", "output_type: multiple_choice", "output_type: generate_until")
+    change(folder / "mine.yaml", "metric: acc", "metric: exact_match")
+    assert evaluate() == 2
+    assert "texts of up to 40 tokens are asked for, and 32 are read at a time" in capsys.readouterr().err
+    assert evaluate("--max-length", 48) == 0
+
+
+def test_one_model_under_two_options_has_two_names(evaluate: Evaluate, results: Path):
+    assert evaluate() == 0
+    assert evaluate("--precision", "bf16") == 0
+    table = (results / study.FOLDER / "table.md").read_text()
+    first, second = [line for line in table.splitlines() if "| acc |" in line]
+    assert ", fp32 |" in first
+    assert first.rstrip(" |").endswith("–")
+    assert ", bf16 |" in second
+    assert "undecided" in second

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tnbench.errors import RequestError, first_line
 from tnbench.evaluation import items, tasks
+from tnbench.evaluation.continuation import TOKENS
 from tnbench.evaluation.halving import is_out_of_memory
 from tnbench.evaluation.task_loading import SEED, without_bars
 from tnbench.profiling.lines import RecordsError
@@ -78,6 +79,28 @@ def metrics(results: dict[str, Any], better: dict[str, bool]) -> dict[str, Any]:
     return found
 
 
+def cut(model: Any, samples: Sequence[Mapping[str, Any]], kind: str) -> int:
+    """Questions that were too long for a model, so that it did not read their beginning.
+
+    Args:
+        model: the `HarnessModel`.
+        samples, kind: as for `items.of_samples`.
+    """
+    if kind == "loglikelihood_rolling":
+        return 0
+    found = set()
+    for sample in samples:
+        longest: dict[str, Any] = {}
+        for context, following, *_ in items.arguments(sample["arguments"]):
+            if kind == "generate_until":
+                longest[context] = following.get("max_gen_toks", TOKENS)
+            else:
+                longest[context] = max(longest.get(context, ""), following, key=len)
+        if any(model.loses(context, following) for context, following in longest.items()):
+            found.add(sample["doc_id"])
+    return len(found)
+
+
 @contextlib.contextmanager
 def told(where: str) -> Iterator[None]:
     """What goes wrong while a task is asked, told in a line.
@@ -103,7 +126,8 @@ def told(where: str) -> Iterator[None]:
                 "without spaces; leave it out of the task's metric_list"
             ) from error
         kind = Failed if isinstance(error, RuntimeError | FloatingPointError) else RequestError
-        raise kind(f"{where}: {first_line(error)}") from error
+        plain = str(error) if type(error) is ValueError else ""
+        raise kind(f"{where}: {plain or first_line(error)}") from error
 
 
 def drop_damaged(answers: Path) -> None:

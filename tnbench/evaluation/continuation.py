@@ -26,6 +26,10 @@ SPREAD = 32
 """Tokens by which contexts of a batch differ in length, at most."""
 
 
+TOKENS = 256
+"""Of a text at most, where nothing is said."""
+
+
 class Continued(NamedTuple):
     """A context to go on from."""
 
@@ -33,7 +37,7 @@ class Continued(NamedTuple):
     """At least one token."""
     until: tuple[str, ...] = ()
     """The text ends before the first of these."""
-    tokens: int = 256
+    tokens: int = TOKENS
     """Made at most."""
     temperature: float = 0.0
     top_k: int | None = None
@@ -53,11 +57,13 @@ def continuations(
 
     Args:
         model: as `inference_model` gives it.
-        max_length: tokens of a context and its text together, at most: contexts lose their beginning.
+        max_length: tokens of a context and its text together, at most: contexts lose their beginning, but for
+            one token.
         batch_tokens: tokens of a batch's contexts, at most (a single one may be longer).
 
     Raises:
-        ValueError: an empty context, sampling values that no distribution has, or logits that are not finite.
+        ValueError: an empty context, a text that may be as long as `max_length`, sampling values that no
+            distribution has, or logits that are not finite.
     """
     cut = [_cut(request, max_length) for request in requests]
     order = sorted(
@@ -86,8 +92,13 @@ def _cut(request: Continued, max_length: int | None) -> Continued:
         raise ValueError("a context needs at least one token")
     if max_length is None:
         return request
-    tokens = min(request.tokens, max_length - 1)
-    return request._replace(context=request.context[-(max_length - tokens) :], tokens=tokens)
+    if request.tokens >= max_length:
+        raise ValueError(
+            f"texts of up to {request.tokens} tokens are asked for, and {max_length} are read at a time, "
+            "which leaves no room for a question; give a larger --max-length, or a smaller max_gen_toks in "
+            "the task's generation_kwargs"
+        )
+    return request._replace(context=request.context[-(max_length - request.tokens) :])
 
 
 @torch.inference_mode()

@@ -105,7 +105,7 @@ def evaluate(
                 problems += write_tables(store)
     if shown:
         _show(store, shown, console)
-    for problem in dict.fromkeys([*problems, *_without_answer(shown)]):
+    for problem in dict.fromkeys([*problems, *_reservations(shown)]):
         console.print(f"note: {problem}", highlight=False, soft_wrap=True)
     if status == INTERRUPTED:
         console.print("interrupted: answers are kept; the same command goes on from there", highlight=False)
@@ -114,12 +114,19 @@ def evaluate(
     return status
 
 
-def _without_answer(lines: Sequence[Line]) -> Iterator[str]:
-    """Tasks with questions of which no choice is right, which count as wrong."""
+def _reservations(lines: Sequence[Line]) -> Iterator[str]:
+    """What a reader of the numbers should know."""
     for line in lines:
+        where = f"task {line['task']}: "
         if line.get("without_answer"):
             count = f"{line['without_answer']} of {line['items']} questions"
-            yield f"task {line['task']}: {count} have no right answer among their choices, and count as wrong"
+            yield f"{where}{count} have no right answer among their choices, and count as wrong"
+        if line.get("cut"):
+            yield (
+                f"{where}{line['cut']} of {line['items']} questions, with their examples, are longer than "
+                f"the {line['max_length']} tokens that are read at a time (--max-length); their beginning is "
+                "left out"
+            )
 
 
 def session_on(machine: str) -> Line:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tnbench.data import Tokenizer
 from tnbench.errors import RequestError
-from tnbench.evaluation.continuation import Continued, continuations
+from tnbench.evaluation.continuation import TOKENS, Continued, continuations
 from tnbench.evaluation.generation import inference_model
 from tnbench.evaluation.loading import load_run
 from tnbench.evaluation.scoring import Request, Scorer
@@ -66,6 +66,9 @@ class HarnessModel(TemplateLM):
         if model is None or tokenizer is None:
             raise RequestError("a model is needed: run=RUN, a run id, run folder or manifest.json")
         self.model = inference_model(model, precision or ("bf16" if place.startswith("cuda") else "fp32"))  # type: ignore[arg-type]
+        limit = model.position.limit
+        if limit is not None and max_length is not None and max_length > limit:
+            raise RequestError(f"--max-length {max_length}: the model's learned positions end at {limit}")
         self.coder, self.max_length, self.quiet = tokenizer, max_length, quiet
         self._device = torch.device(place)
         self.batch_tokens = batch_tokens
@@ -88,6 +91,13 @@ class HarnessModel(TemplateLM):
 
     def tok_decode(self, tokens: Iterable[int]) -> str:
         return self.coder.decode(tokens)
+
+    def loses(self, context: str, following: str | int) -> bool:
+        """Whether a context is too long to be read whole before a continuation, or before so many tokens."""
+        if self.max_length is None:
+            return False
+        tokens = following if isinstance(following, int) else len(self.tok_encode(following)) - 1
+        return len(self.tok_encode(context)) + tokens > self.max_length
 
     def _loglikelihood_tokens(
         self,
@@ -153,7 +163,7 @@ class HarnessModel(TemplateLM):
         return Continued(
             tuple(self.tok_encode(context)) or (self.eot_token_id,),
             until=tuple([until] if isinstance(until, str) else until),
-            tokens=int(options.get("max_gen_toks", 256)),
+            tokens=int(options.get("max_gen_toks", TOKENS)),
             temperature=float(options.get("temperature", 1.0)) if drawn else 0.0,
             top_k=options.get("top_k") if drawn else None,
             top_p=options.get("top_p") if drawn else None,

@@ -59,7 +59,7 @@ def _item(sample: Mapping[str, Any], kind: str, task: Any) -> Item:
     names = [name for name in sample.get("metrics", ()) if isinstance(sample.get(name), int | float)]
     scores = {label(name, sample.get("filter")): float(sample[name]) for name in names}
     known = {"id": int(sample["doc_id"]), "hash": str(sample["doc_hash"])[:12], "scores": scores}
-    texts = [tuple(pair) for pair in _arguments(sample["arguments"])]
+    texts = [tuple(pair) for pair in arguments(sample["arguments"])]
     if kind == "multiple_choice":
         if hasattr(task, "doc_to_choice"):
             choices, right = choices_of(task, sample["doc"])
@@ -85,7 +85,7 @@ def label(metric: str, filtered: Any) -> str:
     return metric if filtered in (None, "none") else f"{metric} ({filtered})"
 
 
-def _arguments(given: Any) -> list[Any]:
+def arguments(given: Any) -> list[Any]:
     """Pairs of texts, whichever way lm-eval writes them."""
     if isinstance(given, Mapping):
         return [tuple(one.values()) if isinstance(one, Mapping) else one for one in given.values()]

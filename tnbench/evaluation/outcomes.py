@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from tnbench.config import canonical_json, digest
+from tnbench.config import digest
 from tnbench.errors import RequestError
 from tnbench.evaluation.items import Item
 from tnbench.evaluation.study import Store, read_items
@@ -36,6 +36,8 @@ COMPARED = (
     "task", "fewshot", "limit", "metric", "model", "base", "difference", "low", "high", "p", "items",
     "p_holm", "comparisons", "verdict", "key",
 )  # fmt: skip
+OPTIONS = {"max_length": "max length ", "precision": "", "device": ""}
+"""Of an identity, and how they are written."""
 HEADS = ["task", "model", "metric", "value", "± standard error", "chance", "against the first model"]
 
 
@@ -48,17 +50,16 @@ def rows(lines: Sequence[Line]) -> Frame:
 
 def _names(lines: Sequence[Line]) -> dict[str, str]:
     """Names of models by the keys of records: with what they were asked under, where that differs."""
-    asked: dict[str, set[str]] = defaultdict(set)
+    asked: dict[tuple[str, str], set[Any]] = defaultdict(set)
     for line in lines:
-        asked[line["model"]].add(canonical_json(line["identity"]))
+        for option in OPTIONS:
+            asked[line["model"], option].add(line["identity"].get(option))
     found = {}
     for line in lines:
-        words = [str(line["model"])]
-        if len(asked[line["model"]]) > 1:
-            options = {"max length": "max_length", "": "precision", " ": "device"}
-            given = [(word, line["identity"].get(name)) for word, name in options.items()]
-            words += [f"{word} {value}".strip() for word, value in given if value is not None]
-        found[line["key"]] = ", ".join(words)
+        differ = [option for option in OPTIONS if len(asked[line["model"], option]) > 1]
+        given = [(OPTIONS[option], line["identity"].get(option)) for option in differ]
+        words = [f"{word}{value}" for word, value in given if value is not None]
+        found[line["key"]] = ", ".join([str(line["model"]), *words])
     return found
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from tnbench.config import digest
 from tnbench.errors import RequestError, first_line
 from tnbench.evaluation import items, tasks
-from tnbench.evaluation.asking import ask, drop_damaged, metrics, told
+from tnbench.evaluation.asking import ask, cut, drop_damaged, metrics, told
 from tnbench.evaluation.task_loading import SEED, load
 from tnbench.profiling.lines import Line, Lines, RecordsError
 from tnbench.records import now, write_atomic
@@ -244,6 +244,8 @@ def _made(
                 "output_type": config["output_type"],
                 "metrics": metrics(found["results"][name], found["higher_is_better"].get(name) or {}),
                 **summary.__dict__,
+                "max_length": opened[model.name].max_length,
+                "cut": cut(opened[model.name], found["samples"][name], config["output_type"]),
                 "without_answer": sum(bool(item.choices) and item.gold_nats is None for item in asked),
                 "asked": key,
                 "seconds": time.perf_counter() - started,

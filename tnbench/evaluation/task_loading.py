@@ -61,6 +61,7 @@ def _read(task: tasks.Asked, manager: Any, *, examples: bool) -> Any:
             away = getattr(error, "hub", True)
             if away and not reached:
                 why = "the Hugging Face hub cannot be reached"
+                why += f", and {task.data} does not hold them" if task.data else ""
             cure = f"; {ELSEWHERE}" if away else ""
             raise RequestError(f"{where}: its data cannot be had: {why}{cure}") from error
 
