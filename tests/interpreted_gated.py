@@ -12,6 +12,7 @@ from triton_processes import poison
 
 from tnbench.kernels.gated_linear_attention import MAPS, Norm, gated_linear_attention, triton_op
 from tnbench.kernels.linear_attention import linear_attention
+from tnbench.kernels.linear_attention.plans import Plan
 from tnbench.kernels.normalisation import norm as apply_norm
 from tnbench.model.decays import OfficialDecay
 from tnbench.model.feature_maps import Swish
@@ -179,3 +180,23 @@ def test_operator_keeps_the_rules_of_operators():
     torch.library.opcheck(
         torch.ops.tnbench.gated_linear_attention.default, (x, rates, weight, None, *options, True)
     )
+
+
+def test_one_launch_of_a_plan_serves_one_set_of_strides(monkeypatch: pytest.MonkeyPatch):
+    """A GPU calls a kept launch again with new addresses alone: the strides of all its tensors must be those
+    of the first call."""
+    seen: dict[tuple, list] = {}
+    launch = Plan._launch
+
+    def recorded(self: Plan, name: str, strided: tuple, others: tuple, scale: float, reverse: bool = False):
+        key = (id(self), name, reverse, scale, strided[-1].stride(), *(x is None for x in others))
+        assert seen.setdefault(key, [x.stride() for x in strided]) == [x.stride() for x in strided], name
+        launch(self, name, strided, others, scale, reverse)
+
+    monkeypatch.setattr(Plan, "_launch", recorded)
+    rates = torch.tensor([-0.1, 0.0])
+    for feature_map in ("none", "swish", "none", "relu"):
+        x = torch.randn(1, 300, 4 * 32, requires_grad=True)
+        for _ in range(2):
+            gated_linear_attention(x, rates, heads=2, feature_map=feature_map).sum().backward()
+    assert {name for _, name, *_ in seen} >= {"outputs", "gradients"}

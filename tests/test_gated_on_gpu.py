@@ -102,5 +102,5 @@ def test_compiled_and_less_memory():
         y = call(x)
         held.append(torch.cuda.memory_allocated() - before)
         del y
-    assert held[0] <= x.nbytes // 2 + (1 << 20)  # y and O
+    assert held[0] <= x.nbytes // 2 + x.nbytes // 8 + (1 << 20)  # y, O and the states between spans
     assert held[1] >= held[0] + x.nbytes // 2  # φ(q) and φ(k)

@@ -54,17 +54,18 @@ def _slices(projected: Tensor, options: Options) -> Slices:
 
 @lru_cache(maxsize=1024)
 def _plan(
-    shape: tuple, dtype: torch.dtype, device: int | None, training: bool, precision: str,
+    shape: tuple, dtype: torch.dtype, device: int | None, training: bool, mapped: bool, precision: str,
     override: Configuration | None,
 ) -> Plan:  # fmt: skip
-    """A plan of this operator alone: its tensors have strides that no other caller's have. The last two
-    arguments are part of the key."""
+    """A plan of this operator alone: a plan keeps launches for one set of strides, and q and k have others
+    than any other caller's, and others again where they are mapped. The last three arguments are part of the
+    key."""
     return Plan(shape, shape, dtype, device, None, False, training)
 
 
-def _planned(v: Tensor, training: bool) -> Plan:
-    precision = torch.get_float32_matmul_precision()
-    return _plan(tuple(v.shape), v.dtype, v.device.index, training, precision, plans.override)
+def _planned(v: Tensor, training: bool, options: Options) -> Plan:
+    precision, mapped = torch.get_float32_matmul_precision(), options.feature_map != "none"
+    return _plan(tuple(v.shape), v.dtype, v.device.index, training, mapped, precision, plans.override)
 
 
 @lru_cache(maxsize=1024)
@@ -107,7 +108,7 @@ def forward(
     """Y, O and the end-states of spans (`clean`: zeros in those that nobody reads)."""
     q, k = _mapped(projected, options)
     parts = _slices(projected, options)
-    plan = _planned(parts.v, save)
+    plan = _planned(parts.v, save, options)
     out = torch.empty(parts.v.shape, dtype=projected.dtype, device=projected.device)
     ends = plan.run_spans(k, parts.v, log_decay, None, clean=clean)
     plan.run_outputs(q, k, parts.v, out, log_decay, None, ends, None, None, options.scale)
@@ -131,7 +132,7 @@ def backward(
     )  # fmt: skip
     do = do.view(out.shape)
     q, k = _mapped(projected, options)
-    plan = _planned(given.v, True)
+    plan = _planned(given.v, True, options)
     after = plan.run_spans(q, do, log_decay, None, options.scale, reverse=True)
     plan.run_gradients(
         q, k, given.v, wanted.q, wanted.k, wanted.v, do, log_decay, None, ends, None, after, None, None,
