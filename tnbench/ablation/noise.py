@@ -14,7 +14,7 @@ PRIOR = 0.01
 models show after 0.64 million tokens (results/reference/noise-floor). Larger models and longer runs are
 quieter: 0.0006 for GPT-2 124M (modded-nanogpt, record of 2025-01-04, 80 runs)."""
 ASSUMED_LOSS = {"val_bits_per_byte": 2.0, "val_loss_nats": 4.0, "val_loss_bits": 5.8, "train_loss_nats": 4.0}
-"""The loss that goes with the prior, in the metric's unit."""
+"""The loss that goes with the prior, in the metric's unit; there is none for examples."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class NoiseFloor:
     """The standard deviation of one paired difference between equal variants."""
 
     sd: float
-    """In the metric's unit."""
+    """In the metric's unit; NaN where it is not known."""
     source: str
     """Where it comes from, in words."""
 
@@ -51,6 +51,8 @@ def noise_floor(results: SuiteResults) -> NoiseFloor:
             math.sqrt(2) * float(base.std(ddof=1)),
             f"{len(base)} seeds of the base, pairing not counted on",
         )
+    if results.metric not in ASSUMED_LOSS:
+        return NoiseFloor(math.nan, "no repeats yet, and nothing that was measured for this metric")
     loss = ASSUMED_LOSS[results.metric]
     return NoiseFloor(
         math.sqrt(2) * PRIOR * loss,

@@ -79,6 +79,8 @@ def detectable_lines(suite: Suite, floor: NoiseFloor) -> list[str]:
         return ["one variant alone: there is nothing to compare"]
     level = f"{100 * POWER:g} % power at alpha = {analysis.alpha:g}"
     level += f" over {comparisons} comparisons (Holm)" if comparisons > 1 else ""
+    if math.isnan(floor.sd):
+        return [f"smallest detectable difference: not known, {floor.source}"]
     if floor.sd == 0:
         return [f"smallest detectable difference: not known, {floor.source} are all equal"]
     lines = ["smallest detectable difference: none with a single seed; 2 at least give an interval"]
