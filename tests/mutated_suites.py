@@ -33,13 +33,15 @@ paper: {table: "2307.14995v2 table 4"}
 
 
 def originals() -> dict[str, str]:
-    """Suite files that are right, on the small corpus."""
+    """Suite files that are right, on the small corpus; of those with examples, the one that takes no time."""
     texts = {name: path.read_text() for name, path in shipped_suites().items()}
+    on_text = {name: text for name, text in texts.items() if "data.corpus:" not in text}
     return {
         **{
             name: text.replace("\nbase:\n", "\nbase:\n  data.corpus: words.txt\n")
-            for name, text in texts.items()
+            for name, text in on_text.items()
         },
+        "digits": texts["digits"],
         "every-key": EVERY_KEY.replace("base: {", "base: {data.corpus: words.txt, "),
     }
 
