@@ -229,3 +229,19 @@ def test_the_plan_of_a_suite_of_recall(suite_file: Path, capsys: pytest.CaptureF
     assert "mqar (pairs = [2, 4], length = [32]" in text
     assert "context 32, cpu" in text
     assert "smallest detectable difference: not known, no repeats yet" in text
+
+
+def test_a_single_run_says_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    settings = {"data.corpus": "digits", "training.batch_tokens": 260, "training.steps": 2}
+    words = ["train", "--device", "cpu", "--keep", "none"]
+    for key, value in {"model.size": "0.1m", "training.evaluations": 1, **settings}.items():
+        words += ["--set", f"{key}={value}"]
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nats per token, wrong pixels 0." in said
+    assert ", wrong classes " in said

@@ -18,6 +18,7 @@ from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, read_metrics, require_writable, source_hash
+from tnbench.report.results import METRICS
 from tnbench.report.words import duration
 from tnbench.resolution import resolve
 from tnbench.training import loop
@@ -115,10 +116,7 @@ def complete(
     values, _ = read_metrics(folder.metrics)
     final = {value["name"]: value["value"] for value in values if value.get("split") == "report"}
     if outcome == "finished":
-        line = (
-            f"finished: {final['val_bits_per_byte']:.4f} bits per byte, "
-            f"{final['val_loss']:.4f} nats per token on the report-validation split (one run: no interval)"
-        )
+        line = f"finished: {_figures(final)} on the report-validation split (one run: no interval)"
     elif outcome == "interrupted":
         line = "interrupted: the checkpoint is kept; the same command goes on from there"
     elif outcome == "displaced":
@@ -128,6 +126,19 @@ def complete(
         line = f"{outcome.replace('_', ' ')}: {reason} ({folder.manifest})"
     console.print(line, highlight=False, soft_wrap=True)
     return outcome
+
+
+def _figures(final: Mapping[str, float]) -> str:
+    """What a finished run reports: of text, or of examples by their parts."""
+    loss = f"{final['val_loss']:.4f} nats per token"
+    if "val_bits_per_byte" in final:
+        return f"{final['val_bits_per_byte']:.4f} bits per byte, {loss}"
+    errors = [
+        f"{METRICS[name].label} {value:.4f}"
+        for name, value in final.items()
+        if name in METRICS and name.endswith("_error")
+    ]
+    return ", ".join([loss, *errors])
 
 
 @contextmanager
