@@ -51,15 +51,16 @@ def ask(
 
 @contextlib.contextmanager
 def _quiet(evaluator: Any) -> Iterator[None]:
-    """lm-eval asks git for the commit of the working directory, which complains where there is none, and
-    shows a bar for each of its steps."""
-    commit = evaluator.get_git_commit_hash
+    """lm-eval asks git for the commit of the working directory, which complains where there is none, lists
+    all that is installed, which takes longer than small tasks do, and shows a bar for each of its steps."""
+    commit, environment = evaluator.get_git_commit_hash, evaluator.add_env_info
     evaluator.get_git_commit_hash = lambda: None
+    evaluator.add_env_info = lambda results: None
     try:
         with without_bars():
             yield
     finally:
-        evaluator.get_git_commit_hash = commit
+        evaluator.get_git_commit_hash, evaluator.add_env_info = commit, environment
 
 
 def metrics(results: dict[str, Any], better: dict[str, bool]) -> dict[str, Any]:
