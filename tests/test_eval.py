@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tnbench import cli
-from tnbench.evaluation import cloze, items, outcomes, scoring, study, tasks
+from tnbench.evaluation import cloze, evaluating, items, outcomes, scoring, study, tasks
 from tnbench.evaluation.loading import load_run
 from tnbench.evaluation.study import Store
 from tnbench.interop import export
@@ -276,7 +276,8 @@ def test_pairs_are_compared_item_by_item(tmp_path: Path):
         lines.append(
             {
                 "key": name, "task": "t", "model": name, "fewshot": 0, "limit": None,
-                "asked": {"task": "t", "model": name}, "identity": {"run": name}, "metrics": {"acc": metric}, **summary.__dict__,
+                "asked": {"task": "t", "model": name}, "identity": {"run": name},
+                "metrics": {"acc": metric}, **summary.__dict__,
             }
         )  # fmt: skip
     frame = outcomes.comparisons(store, lines)
@@ -302,3 +303,84 @@ def test_groups_and_the_shipped_file():
         choices: Any = document["choices"]
         assert len({len(choice) for choice in choices}) == 1
         assert len(set(choices)) == 4
+
+
+def test_damaged_records_items_and_answers(
+    results: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What is lost is asked again; what belongs to others is told and left out."""
+    command = (whole.id, "--results", results, "--limit", 4)
+    assert tnbench(*command) == 0
+    assert tnbench("other", *command[1:]) == 0
+    store = Store(results / study.FOLDER)
+    first, second = records(results)
+    items_of = store.items_of(first["key"])
+    kept = items_of.read_text()
+    for damage in (kept[:100], kept.rsplit("\n", 2)[0] + "\n"):
+        items_of.write_text(damage)
+        capsys.readouterr()
+        assert tnbench("other", *command[1:]) == 0
+        assert "it is compared with nothing" in capsys.readouterr().out
+        assert tnbench(*command) == 0
+        assert items_of.read_text() == kept
+    broken = {**second, "metrics": {"acc": {"value": "x"}}}
+    with open(store.path, "a") as file:
+        file.write('{"kind": "task"}\n[1]\nnull\n' + json.dumps(broken) + "\n")
+    assert tnbench("other", *command[1:]) == 0
+    assert capsys.readouterr().out.count("is broken and was ignored") == 4
+
+    key = study.digest(
+        study.key_of(evaluating_model(whole), tasks.wanted(None, None, include=None, data=None).tasks[0], 5)
+    )
+    store.answers_of(key).parent.mkdir()
+    store.answers_of(f"{key}_rank0.db").write_text("no data base")
+    assert tnbench(whole.id, "--results", results, "--limit", 5) == 0
+    assert {line["limit"] for line in records(results)} == {4, 5}
+
+
+def evaluating_model(run: RunFolder) -> study.Model:
+    options = {"device": "cpu", "precision": "fp32", "max_length": None}
+    return evaluating.run_model(run, "base", options)
+
+
+def test_items_may_hold_any_character(tmp_path: Path):
+    """A model may write what Python takes for the end of a line."""
+    store = Store(tmp_path)
+    texts = ["a\u2028b", "\x85", "\x0b\x1c\n"]
+    asked = [items.Item(n, f"h{n}", {"exact_match": 0.0}, answer=text) for n, text in enumerate(texts)]
+    store.items_of("k").parent.mkdir()
+    lines = [json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in asked]
+    store.items_of("k").write_text("".join(lines), "utf-8")
+    assert study.read_items(store, {"key": "k", "items": 3}) == asked
+
+
+def test_truncated_weights_are_told_before_anything_is_asked(
+    results: Path, whole: RunFolder, capsys: pytest.CaptureFixture[str]
+):
+    weights = results / "tiny" / "runs" / "other" / "checkpoint" / "model.safetensors"
+    for size in (weights.stat().st_size // 2, 10, 0):
+        with open(weights, "r+b") as file:
+            file.truncate(size)
+        assert tnbench(whole.id, "other", "--results", results) == 2
+        said = capsys.readouterr()
+        assert "run other is damaged: model.safetensors cannot be read" in said.err
+        assert not said.out
+
+
+def test_a_model_that_fails_stops_no_other(
+    results: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    plain = scoring.Scorer.scores
+    asked: list[int] = []
+
+    def failing(self: Any, requests: Any) -> Any:
+        asked.append(len(requests))
+        if len(asked) == 1:
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return plain(self, requests)
+
+    monkeypatch.setattr(scoring.Scorer, "scores", failing)
+    assert tnbench(whole.id, "other", "--results", results, "--limit", 4) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "failed: task cloze, base run: RuntimeError: CUDA error" in said
+    assert [line["identity"]["run"] for line in records(results)] == ["other"]

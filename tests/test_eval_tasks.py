@@ -155,6 +155,10 @@ def test_names_are_clear(evaluate: Evaluate, folder: Path, capsys: pytest.Captur
     change(folder / "again.yaml", "task: mine", "task: cloze")
     assert evaluate(tasks="cloze") == 2
     assert "again.yaml defines cloze, a name of ours" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # lm-eval's own index takes seconds
+def test_members_are_known(evaluate: Evaluate, folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "group.yaml").write_text("group: both\ntask: [mine, minne]\n")
     (folder / "broken.yaml").write_text("task: [\n")
     assert evaluate(tasks="both") == 2

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.errors import INTERRUPTED, RequestError
-from tnbench.evaluation import outcomes, study, tasks
+from tnbench.evaluation import foreign, outcomes, study, tasks
 from tnbench.evaluation.asking import Failed
-from tnbench.evaluation.loading import find_run, finished
+from tnbench.evaluation.loading import find_run, finished, readable
 from tnbench.evaluation.study import Model, Store
 from tnbench.evaluation.task_loading import load
 from tnbench.interop import exported, official_layout
@@ -100,9 +100,20 @@ def evaluate(
                 f"failed: {error}; what was recorded before is kept", highlight=False, soft_wrap=True
             )
             status = 1
-        finally:
+        except RequestError:
             with contextlib.suppress(RecordsError):
-                problems += write_tables(store)
+                write_tables(store)
+            raise
+        try:
+            problems += write_tables(store)
+        except RecordsError as error:
+            why = str(error).partition(";")[0]
+            console.print(
+                f"failed: {why}; the records are kept, and the same command writes these again",
+                highlight=False,
+                soft_wrap=True,
+            )
+            status = status or 1
     if shown:
         _show(store, shown, console)
     for problem in dict.fromkeys([*problems, *_reservations(shown)]):
@@ -141,6 +152,7 @@ def session_on(machine: str) -> Line:
     }
 
 
+@readable()
 def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
     """A run, an export or an official checkpoint; its weights are read when the first question comes.
 
@@ -148,7 +160,11 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
         RequestError: there is no such run, it has no final weights, or the folder is of no known kind.
     """
     options = {"device": device, "precision": precision, "max_length": max_length}
+    if name.startswith(foreign.HUB):
+        return _foreign(foreign.of_hub(name), name, options)
     path = Path(name)
+    if path.suffix == foreign.GGUF and path.is_file():
+        return _foreign(path, path.stem, options)
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
         return _folder(path, options)
     folder = find_run(name, results)
@@ -180,9 +196,11 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
     """A folder that `tnbench export` has written, or one of the official checkpoints."""
     kind = exported.model_type(folder)
     if kind not in (exported.TYPE, official_layout.MODEL_TYPE):
+        if foreign.is_known(kind):
+            return _foreign(folder, folder.resolve().name, options)
         raise RequestError(
-            f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, and the official "
-            "TransNormerLLM checkpoints"
+            f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, the official "
+            "TransNormerLLM checkpoints, and the causal language models of transformers"
         )
     content = _content(folder)
 
@@ -202,16 +220,29 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
     return Model(f"{folder.resolve().name} {content}", {"weights": content, **options}, opened)
 
 
-def _content(folder: Path) -> str:
-    """A hash of the configuration, the tokenizer and the weights."""
+def _foreign(path: Path, label: str, options: dict[str, Any]) -> Model:
+    """A model of another maker."""
+    content = _content(path)
+    return Model(
+        f"{label} {content}",
+        {"weights": content, **options},
+        lambda: foreign.open_foreign(path, **options),
+    )
+
+
+def _content(place: Path) -> str:
+    """A hash of the configuration, the tokenizer and the weights: of a folder, or of a file that has all."""
     total = hashlib.sha256()
     try:
-        for path in sorted(folder.iterdir()):
+        if place.is_file():
+            with open(place, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        for path in sorted(place.iterdir()):
             if path.suffix in (".json", ".model", ".safetensors", ".bin"):
                 with open(path, "rb") as file:
                     total.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise RequestError(f"{folder} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise RequestError(f"{place} cannot be read: {(error.strerror or str(error)).lower()}") from error
     return total.hexdigest()[:12]
 
 

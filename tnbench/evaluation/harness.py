@@ -13,6 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tnbench.console import console
 from tnbench.data import Tokenizer
 from tnbench.errors import RequestError
 from tnbench.evaluation.continuation import TOKENS, Continued, continuations
@@ -173,7 +174,9 @@ class HarnessModel(TemplateLM):
     def _shown(self, items: Iterator[Any], total: int, words: str) -> Iterator[Any]:
         """The items, with a progress bar where somebody looks."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True, disable=self.quiet or total < 2) as progress:
+        place = console()
+        hidden = self.quiet or total < 2 or not place.is_terminal
+        with Progress(*columns, console=place, transient=True, disable=hidden) as progress:
             task = progress.add_task(words, total=total)
             for item in items:
                 progress.advance(task)

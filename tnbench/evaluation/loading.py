@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from tnbench import registry
 from tnbench.config import RunConfig, check
@@ -30,6 +34,20 @@ class LoadedRun(NamedTuple):
     """Its record."""
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """A file or folder that a request names and that cannot be read makes it a wrong one."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError) as error:
+        raise RequestError(f"{error.filename} cannot be read: {str(error.strerror).lower()}") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise RequestError(f"{shortened(error.filename)} is too long for a name") from error
+
+
+@readable()
 def load_run(name: str, results: Path, device: torch.device | str = "cpu") -> LoadedRun:
     """The model of a finished run with its final weights, and its tokenizer.
 
@@ -57,6 +75,7 @@ def load_run(name: str, results: Path, device: torch.device | str = "cpu") -> Lo
     return LoadedRun(model.to(device), tokenizer, manifest)
 
 
+@readable()
 def find_run(name: str, results: Path) -> RunFolder:
     """The folder of a run.
 
@@ -89,7 +108,8 @@ def find_run(name: str, results: Path) -> RunFolder:
     if _exists(path):
         raise RequestError(f"{path} is no run folder: it holds no manifest.json")
     ids = [run.name for suite in suites for run in sorted((suite / "runs").iterdir()) if run.is_dir()]
-    near = nearest(name, ids)
+    begun = [one for one in ids if name and one.startswith(name)]
+    near = f"did you mean {begun[0]}?" if begun else nearest(name, ids)
     if not near.startswith("did"):
         near = f"it has {len(ids) or 'no'} run{'' if len(ids) == 1 else 's'}"
     raise RequestError(f"{results} has no run {shortened(name)}, {near}")
@@ -119,11 +139,12 @@ def _again(folder: RunFolder) -> str:
     return f"train it again with {shlex.join(command)}"
 
 
+@readable()
 def finished(folder: RunFolder) -> dict[str, Any]:
     """The manifest of a run that has its final weights.
 
     Raises:
-        RequestError: it has none, or cannot be read.
+        RequestError: it has none, they were cut off, or cannot be read.
     """
     manifest = folder.read_manifest()
     if manifest is None:
@@ -138,7 +159,19 @@ def finished(folder: RunFolder) -> dict[str, Any]:
         raise RequestError(f"run {folder.id} has no final weights, it ended so: {how}, {reason}")
     if not folder.weights.exists():
         raise RequestError(f"run {folder.id} kept no weights (--keep none); {_again(folder)}")
+    if not os.access(folder.weights, os.R_OK):
+        raise RequestError(f"{folder.weights} cannot be read: permission denied")
+    require_whole(folder.weights, f"run {folder.id}", _again(folder))
     return manifest
+
+
+def require_whole(weights: Path, owner: str, cure: str) -> None:
+    """Raises RequestError for a file of weights that was cut off; its content is not read here."""
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"{owner} is damaged: {weights.name} cannot be read: {error}; {cure}") from error
 
 
 def _config(folder: RunFolder, manifest: Mapping[str, Any]) -> RunConfig:

@@ -288,7 +288,7 @@ def read_items(store: Store, line: Line) -> list[items.Item]:
     """
     path = store.items_of(line["key"])
     try:
-        found = [items.Item(**json.loads(text)) for text in path.read_text().splitlines()]
+        found = [items.Item(**json.loads(text)) for text in path.read_text("utf-8").split("\n") if text]
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} cannot be read: {first_line(error)}") from error
     if len(found) != line["items"]:

@@ -13,6 +13,7 @@ from tnbench.config import digest
 from tnbench.errors import RequestError, nearest, shown
 from tnbench.evaluation import task_data, task_files
 from tnbench.evaluation.cloze import PATH as CLOZE_FILE
+from tnbench.evaluation.loading import readable
 
 CLOZE = "cloze"
 CLOZE_CONFIG: dict[str, Any] = {
@@ -50,7 +51,7 @@ SMALL: dict[str, int] = {"arc_easy": 0, "hellaswag": 0}
 """Tasks that tell models apart at 150M parameters: two models are ranked as their larger relatives are with a
 probability of 93 % and 74 %, against 50 % for WinoGrande and 48 % for BoolQ (arXiv 2508.13144)."""
 GROUPS = {"paper": PAPER, "small": SMALL}
-QUIET = ("lm_eval", "lm-eval", "datasets", "huggingface_hub", "fsspec", "filelock")
+QUIET = ("lm_eval", "lm-eval", "datasets", "huggingface_hub", "fsspec", "filelock", "sqlitedict")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Wanted(NamedTuple):
     """lm-eval's index, with which they are loaded."""
 
 
+@readable()
 def wanted(words: str | None, fewshot: int | None, *, include: Path | None, data: Path | None) -> Wanted:
     """The tasks of `--tasks`: names, `paper`, `small`, `cloze`; by default the shipped cloze task.
 

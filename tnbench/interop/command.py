@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tnbench.errors import RequestError
-from tnbench.evaluation.loading import load_run
+from tnbench.evaluation.loading import load_run, readable
 from tnbench.interop import hugging_face
 from tnbench.interop.folders import require_free
 
 
+@readable()
 def export_run(name: str, where: str, *, results: Path) -> int:
     """Write a finished run as a Hugging Face folder, and say how it is loaded.
 
