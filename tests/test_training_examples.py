@@ -21,6 +21,7 @@ from tnbench.config import RunConfig
 from tnbench.data import ExampleData, prepare
 from tnbench.data.examples import UNSCORED
 from tnbench.errors import RequestError
+from tnbench.evaluation.loading import load_run
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder, read_metrics
 from tnbench.resolution import resolve
@@ -165,6 +166,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path):
     assert final["val_answer_error"]["unit"] == "share"
     assert {"val_answer_error@pairs=2", "val_answer_bits@pairs=4"} <= final.keys()
     assert not any("@" in value["name"] for value in values if value.get("split") == "tune")
+    with pytest.raises(RequestError, match="the tokens of examples are no text"):
+        load_run(str(whole.path), tmp_path)  # what eval, generate and export begin with
     manifest = json.loads(whole.manifest.read_text())
     assert manifest["config"]["data"]["corpus"]["pairs"] == [2, 4]
     assert manifest["evaluation"]["report"]["documents"] == 60

@@ -61,7 +61,7 @@ class Digits(Labelled):
         from sklearn.datasets import load_digits
 
         pixels, classes = load_digits(return_X_y=True)
-        return pixels.astype(np.uint8), np.asarray(classes, np.uint8)
+        return np.asarray(pixels, np.uint8), np.asarray(classes, np.uint8)
 
     def fingerprint(self) -> str:
         pixels, classes = self._source

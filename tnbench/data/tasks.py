@@ -27,6 +27,10 @@ from tnbench.data.splits import divide
 from tnbench.errors import RequestError
 from tnbench.registry import register
 
+LARGEST_VOCABULARY = 1 << 16
+MOST_POSITIONS = 1 << 31
+"""Of a split: 10 GiB of rows."""
+
 
 def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -36,12 +40,12 @@ Count = Annotated[int, Field(ge=1, le=1 << 15, strict=True)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_several), Field(min_length=1, max_length=32)]
 """One number or several."""
 Shares = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    tuple[Annotated[float, Field(ge=0, le=1, strict=True)], ...],
     BeforeValidator(_several),
     Field(min_length=1, max_length=32),
 ]
-RowCount = Annotated[int, Field(ge=1, le=10**7)]
-Vocabulary = Annotated[int, Field(ge=8, le=1 << 16)]
+RowCount = Annotated[int, Field(ge=1, le=10**7, strict=True)]
+Vocabulary = Annotated[int, Field(ge=8, le=LARGEST_VOCABULARY, strict=True)]
 
 CHUNK = 1 << 22
 """Random numbers drawn at once, at most: bounds the memory."""
@@ -57,7 +61,7 @@ class Task(ExampleCorpus):
         parameters: what else the rows depend on.
 
     Raises:
-        RequestError: a value is given twice.
+        RequestError: a value is given twice, or there is no such row, or there would be too many.
     """
 
     name: ClassVar[str]
@@ -78,6 +82,20 @@ class Task(ExampleCorpus):
             " ".join(f"{name}={setting[name]:g}" for name in varied) for setting in self.settings
         )
         self.context = max(axes["length"])
+        if len(set(self.levels)) < len(self.levels):
+            raise RequestError(
+                f"{self.name}: two values of a difficulty are too near each other to be told apart"
+            )
+        if self.vocab_size > LARGEST_VOCABULARY:
+            raise RequestError(
+                f"{self.name}: {self.vocab_size:,} tokens; at most {LARGEST_VOCABULARY:,} are possible"
+            )
+        most = max(rows, held_out) * self.context
+        if most > MOST_POSITIONS:
+            raise RequestError(
+                f"{self.name}: {max(rows, held_out):,} rows of {self.context} are {most:,} positions; "
+                f"at most {MOST_POSITIONS:,} are possible"
+            )
         if odd := [length for length in axes["length"] if length % 2]:
             raise RequestError(f"{self.name}: length = {odd[0]}; use an even number")
         for setting in self.settings:
@@ -139,7 +157,7 @@ class MQAR(Task):
         pairs: Counts = (4, 8, 16),
         length: Counts = (64,),
         vocabulary: Vocabulary = 8192,
-        power: Annotated[float, Field(gt=0, le=10)] = 0.01,
+        power: Annotated[float, Field(gt=0, le=10, strict=True)] = 0.01,
         rows: RowCount = 100_000,
         held_out: RowCount = 3000,
     ) -> None:
@@ -195,8 +213,8 @@ class SelectiveCopying(Task):
         *,
         count: Counts = (4, 8, 16),
         length: Counts = (64,),
-        symbols: Annotated[int, Field(ge=2, le=1 << 15)] = 16,
-        noise: Annotated[int, Field(ge=1, le=1 << 15)] = 16,
+        symbols: Annotated[int, Field(ge=2, le=1 << 15, strict=True)] = 16,
+        noise: Annotated[int, Field(ge=1, le=1 << 15, strict=True)] = 16,
         rows: RowCount = 100_000,
         held_out: RowCount = 3000,
     ) -> None:
@@ -291,7 +309,7 @@ class Needle(Task):
         *,
         depth: Shares = (0.0, 0.25, 0.5, 0.75, 1.0),
         length: Counts = (256,),
-        digits: Annotated[int, Field(ge=1, le=64)] = 4,
+        digits: Annotated[int, Field(ge=1, le=64, strict=True)] = 4,
         haystack: Literal["random", "text"] = "random",
         rows: RowCount = 100_000,
         held_out: RowCount = 3000,

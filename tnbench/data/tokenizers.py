@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from tnbench.config import NO_TOKENIZER
 from tnbench.data import hub
 from tnbench.errors import RequestError, nearest
 
@@ -180,6 +181,10 @@ def find_tokenizer(name: str) -> Callable[[], Tokenizer] | None:
     """
     if name == "bytes":
         return Bytes
+    if name == NO_TOKENIZER:
+        raise RequestError(
+            "data.tokenizer = 'none': the tokens of examples are no text, and have no tokenizer"
+        )
     if bpe_size(name):
         return None
     if name.startswith("hf:") and len(name) > 3:
