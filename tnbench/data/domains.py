@@ -75,7 +75,7 @@ class Digits(Labelled):
         return self.made(pixels[chosen].astype(np.int64), classes[chosen].astype(np.int64))
 
 
-@register("examples", "pig-cvp", reference="Guillame-Bert and Dubrawski 2017, JMLR 18(121); UCR archive")
+@register("examples", "pig-cvp", reference="Guillame-Bert and Dubrawski 2017, JMLR 18; UCR archive")
 class PigCVP(Labelled):
     """Central venous pressure of 52 pigs, sample by sample, and which pig it is.
 

@@ -135,7 +135,7 @@ class Task(ExampleCorpus):
         return Rows(inputs.reshape(shape), targets.reshape(shape), parts.reshape(shape), mixed)
 
 
-@register("examples", "mqar", reference="Arora et al. 2023, arXiv 2312.04927, section 3 and appendix E")
+@register("examples", "mqar", reference="Arora et al. 2023 (zoology), arXiv 2312.04927")
 class MQAR(Task):
     """Multi-query associative recall: key-value pairs, then each key once more, whose value is asked for.
 
@@ -197,7 +197,7 @@ class MQAR(Task):
         return inputs, targets
 
 
-@register("examples", "selective-copying", reference="Gu and Dao 2023, arXiv 2312.00752, section 4.1.1")
+@register("examples", "selective-copying", reference="Gu and Dao 2023 (Mamba), arXiv 2312.00752")
 class SelectiveCopying(Task):
     """Selective copying: tokens scattered among noise, to be given back in their order at the end.
 
@@ -237,7 +237,7 @@ class SelectiveCopying(Task):
         return inputs, targets
 
 
-@register("examples", "in-context-recall", reference="Poli et al. 2024 (MAD), arXiv 2403.17844, section 3.1")
+@register("examples", "in-context-recall", reference="Poli et al. 2024 (MAD), arXiv 2403.17844")
 class InContextRecall(Task):
     """In-context recall: key, value, key, value, …; a key that comes again is followed by its value again.
 
@@ -290,9 +290,7 @@ def _text(split: str) -> np.ndarray:
     return np.frombuffer(b"\n".join(divide(name, find_corpus(name).read()).splits[split]), np.uint8)
 
 
-@register(
-    "examples", "needle", reference="Mohtashami and Jaggi 2023 (passkey), arXiv 2305.16300, section 4.2"
-)
+@register("examples", "needle", reference="Mohtashami and Jaggi 2023 (passkey), arXiv 2305.16300")
 class Needle(Task):
     """Needle in a haystack: a passkey somewhere in a long sequence, asked for at the end.
 
