@@ -57,6 +57,7 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
         RequestError: it cannot be loaded.
     """
     from lm_eval.models import huggingface
+    from transformers.utils import logging
 
     theirs: Any = huggingface.HFLM
 
@@ -73,6 +74,8 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
         if importlib.util.find_spec("gguf") is None:
             raise RequestError(f"{path} needs the package gguf: pip install gguf")
         where = {"pretrained": str(path.parent), "gguf_file": path.name}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         with without_bars():
             return Foreign(
@@ -85,3 +88,6 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
             )
     except Exception as error:
         raise RequestError(f"{path} cannot be loaded by transformers: {first_line(error)}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
