@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from tnbench.ablation.eval_results import evaluated
 from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.ablation.suite_file import shipped_suites
 from tnbench.config import NO_TOKENIZER
 from tnbench.records import ENDED, read_metrics
+from tnbench.report.evaluations import Evaluated
 from tnbench.report.results import CURVE_COLUMNS, RUN_COLUMNS, TUNING_COLUMNS, Matching, SuiteResults
 
 FINAL = {
@@ -50,6 +52,8 @@ def collect(suite: Suite) -> SuiteResults:
     if found and not found.choices:  # which runs will be reported depends on it
         rows += [_unchosen(variant, seed) for seed in suite.seeds for variant in suite.variants]
         notes.append(_untuned(suite, tuning))
+    evals, problems = evaluated(suite, [run for run in planned if run.phase == "report"])
+    notes += problems
     notes += _plan_changes(suite, manifests)
     notes += _strangers(suite, {run.folder.id for run in planned})
     return SuiteResults(
@@ -57,7 +61,9 @@ def collect(suite: Suite) -> SuiteResults:
         title=suite.file.title or suite.name,
         base=suite.base,
         diffs={variant.name: variant.diff for variant in suite.variants},
-        runs=pd.DataFrame([{suite.file.analysis.metric: math.nan, **row} for row in rows]),
+        runs=_with_scores(
+            pd.DataFrame([{suite.file.analysis.metric: math.nan, **row} for row in rows]), evals
+        ),
         curves=pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
         metric=suite.file.analysis.metric,
         alpha=suite.file.analysis.alpha,
@@ -74,7 +80,20 @@ def collect(suite: Suite) -> SuiteResults:
         tuning=pd.DataFrame(tuning, columns=[*TUNING_COLUMNS, *grid]),
         choices=found.choices if found else {},
         repeats=frozenset(variant.name for variant in suite.variants if variant.repeat),
+        evals=evals,
     )
+
+
+def _with_scores(runs: Any, evals: Evaluated | None) -> Any:
+    """The runs with a column for each task and metric: `arc_easy acc`, `arc_easy gold_bits_per_byte`."""
+    if evals is None:
+        return runs
+    for task in evals.tasks:
+        found = evals.values[(evals.values["task"] == task) & evals.values["metric"].astype(bool)]
+        for metric, values in found.dropna(subset="metric").groupby("metric", sort=False):
+            by_run = values.set_index("run_id")["value"].astype(float)
+            runs = runs.assign(**{f"{task} {metric}": runs["run_id"].map(by_run)})
+    return runs
 
 
 def _unchosen(variant: Variant, seed: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from rich.console import Console
 
 from tnbench.ablation import display
 from tnbench.ablation.collect import collect, command_again
+from tnbench.ablation.eval_plan import EvalPlan
+from tnbench.ablation.eval_queue import preflight
 from tnbench.ablation.execute import Ledger, ended_outcomes, execute
 from tnbench.ablation.plan import show_plan
 from tnbench.ablation.suite import Suite, load_suite
 from tnbench.errors import INTERRUPTED, RequestError
+from tnbench.profiling.lines import RecordsError
 from tnbench.records import require_writable
-from tnbench.report import terminal_table, write_reports
+from tnbench.report import terminal_evaluations, terminal_table, write_reports
+from tnbench.report.evaluations import SCORE
 from tnbench.report.results import Frame
 from tnbench.training.environment import require_device, say_fall_back
 
@@ -59,18 +64,27 @@ def ablate(
     if mode in ("run", "plan"):
         for variant in suite.variants:
             require_device(variant.config)
+    asked = None
+    if suite.evals and mode in ("run", "plan"):
+        with console.status("reading the tasks of the evaluation"):
+            asked = preflight(suite)
     if mode == "plan":
         show_plan(suite, workers, console)
+        for line in display.evaluation_lines(suite, asked):
+            console.print(line, highlight=False, soft_wrap=True)
         return 0
     if mode == "status":
         console.print(display.plan_line(suite), highlight=False)
         console.print(display.status_table(suite))
         return 0
     require_writable(suite.folder)
+    if suite.evals:
+        require_writable(suite.evals.folder)
     ledger = None
     if mode == "run":
         console.print(display.plan_table(suite, ended_outcomes(suite)))
-        console.print(display.plan_line(suite), "", sep="\n", highlight=False)
+        lines = [display.plan_line(suite), *display.evaluation_lines(suite, asked)]
+        console.print(*lines, "", sep="\n", highlight=False, soft_wrap=True)
         for variant in suite.variants:
             say_fall_back(variant.config)
         with display.Watcher(suite, console) as watcher:
@@ -87,9 +101,16 @@ def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
         )
     paths = write_reports(results, suite.folder)
     console.print(terminal_table(results))
+    for table in terminal_evaluations(results):
+        console.print(table)
+    if ledger is not None and suite.evals:
+        _write_tables(suite.evals)
     report = next(path for path in paths if path.suffix == ".html")
     counted = _counted(results.runs, "runs")
     counted += f"; {_counted(results.tuning, 'tuning runs')}" if len(results.tuning) else ""
+    if results.evals and results.evals.tasks:
+        values = results.evals.values
+        counted += f"; {_counted(values[values['measure'] == SCORE], 'evaluations')}"
     console.print(f"{counted}. Tables, plots and report: {report}", highlight=False, soft_wrap=True)
     for note in results.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
@@ -113,7 +134,28 @@ def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:
             console.print(
                 f"failed: {run.variant.name}, seed {run.seed}: {reason}", highlight=False, soft_wrap=True
             )
-    return 1 if ledger is not None and (len(failed) or unrecorded) else 0
+    unanswered = _unanswered(ledger, results.notes, console) if ledger is not None else False
+    return 1 if ledger is not None and (len(failed) or unrecorded or unanswered) else 0
+
+
+def _unanswered(ledger: Ledger, notes: Sequence[str], console: Console) -> bool:
+    """Whether an evaluation failed; says so where no note has. Too little memory is a result."""
+    found = False
+    for run in ledger.planned:
+        for name, (outcome, reason) in ledger.evaluated.get(run.folder.id, {}).items():
+            found = found or outcome != "out_of_memory"
+            if not any(reason in note for note in notes):  # it could not be recorded
+                line = f"not evaluated: {run.variant.name}, seed {run.seed}, {name}: {reason}"
+                console.print(line, highlight=False, soft_wrap=True)
+    return found
+
+
+def _write_tables(plan: EvalPlan) -> None:
+    """The tables of all evaluations, as `tnbench eval` writes them; while one runs, it does so at its end."""
+    from tnbench.evaluation.evaluating import write_tables
+
+    with suppress(RequestError, RecordsError), plan.store.writing():
+        write_tables(plan.store)
 
 
 def _counted(runs: Any, name: str) -> str:

@@ -11,6 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tnbench.ablation.eval_plan import POSITIONS, EvalPlan, Recorded
+from tnbench.ablation.eval_results import scores_said
+from tnbench.ablation.eval_worker import Failures
 from tnbench.ablation.execute import Ledger
 from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.config import NO_TOKENIZER
@@ -21,6 +24,8 @@ from tnbench.report.results import METRICS
 MARKS = {"finished": "●", "diverged": "✗", "out_of_memory": "✗", "failed": "!", None: "○"}
 STYLES = {"finished": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red", None: "dim"}
 LEGEND = "● finished  ◐ running  ◌ running elsewhere  ○ waiting  ✗ diverged or out of memory  ! failed"
+ASKED = "◑ being evaluated  "
+"""Before the legend, where runs are evaluated."""
 
 
 def plan_table(
@@ -81,6 +86,37 @@ def plan_line(suite: Suite) -> str:
     )
 
 
+def evaluation_lines(suite: Suite, asked: tuple[dict[str, int], list[PlannedRun]] | None) -> list[str]:
+    """What the reported runs are asked after their training, and how much of it is left.
+
+    Args:
+        asked: what `evaluations.preflight` found; None without evaluations.
+    """
+    plan = suite.evals
+    if plan is None or asked is None:
+        return []
+    questions, left = asked
+    parts = []
+    for task in plan.tasks:
+        shots = "" if task.fewshot is None else f", {task.fewshot} examples each"
+        known = (
+            f" ({words.counted(questions[task.name], 'question')}{shots})" if task.name in questions else ""
+        )
+        parts.append(task.name + known)
+    if plan.by_position:
+        lengths = {plan.length(suite.planned(one, suite.seeds[0]).subject) for one in suite.variants}
+        parts.append(f"{POSITIONS}, in windows of {' or '.join(map(str, sorted(lengths)))} tokens")
+    line = f"evaluation of each reported run after its training: {'; '.join(parts)}"
+    reported = [run for run in suite.runs() if run.phase == "report"]
+    total = len(reported) or len(suite.variants) * len(suite.seeds)
+    missing = len(left) if reported else total
+    if not missing:
+        return [line, f"all {total} runs are evaluated"]
+    asks = sum(questions.values())
+    each = f", {missing * asks:,} questions in all" if asks else ""
+    return [line, f"{missing} of {words.counted(total, 'run')} still to be evaluated{each}"]
+
+
 class Watcher:
     """Shows a ledger: a live table on a terminal, a line per ended run elsewhere."""
 
@@ -89,6 +125,8 @@ class Watcher:
         self.metric = METRICS[suite.file.analysis.metric]
         self.values: dict[str, float] = {}
         self.began: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
+        """Run id → when its evaluation began; gone once that is told."""
         self.told: set[str] | None = None
         self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
@@ -114,6 +152,10 @@ class Watcher:
                 self.values[run_id] = self._final_value(run)
                 if not self.live and run_id in self.began:
                     self._tell(run, ledger)
+            if run_id in ledger.evaluating:
+                self.asked.setdefault(run_id, time.monotonic())
+            if run_id in ledger.evaluated and run_id in self.asked:
+                self._tell_evaluated(run, ledger.evaluated[run_id])
         if self.live:
             self.live.update(self._table(ledger))
 
@@ -138,6 +180,14 @@ class Watcher:
             highlight=False,
         )
 
+    def _tell_evaluated(self, run: PlannedRun, failed: Failures) -> None:
+        took = words.duration(time.monotonic() - self.asked.pop(run.folder.id))
+        if self.live:
+            return
+        lost = [f"not evaluated, {name}: {reason}" for name, (_, reason) in failed.items()]
+        what = "; ".join([*scores_said(self.suite, run), *lost]) or "evaluated"
+        self.console.print(f"{run.variant.name}, seed {run.seed}: {what} ({took})", highlight=False)
+
     def _table(self, ledger: Ledger) -> Table:
         left = ledger.seconds_left()
         done, total = len(ledger.outcomes), len(ledger.planned)
@@ -146,7 +196,8 @@ class Watcher:
             heading += ", stopping: writing checkpoints"
         elif left is not None and ledger.work_left():
             heading += f", about {words.duration(left)} left"
-        table = Table(title=heading, title_justify="left", box=None, header_style="bold", caption=LEGEND)
+        legend = ASKED + LEGEND if self.suite.evals else LEGEND
+        table = Table(title=heading, title_justify="left", box=None, header_style="bold", caption=legend)
         for name in ("variant", "seeds", "running"):
             table.add_column(name)
         table.add_column(f"mean {self.metric.label}\n{self.metric.unit}", justify="right")
@@ -160,6 +211,9 @@ class Watcher:
                 if run_id in ledger.running:
                     marks.append("◐ ", "cyan")
                     running.append(_where(run, ledger))
+                elif run_id in ledger.evaluating:
+                    marks.append("◑ ", "cyan")
+                    running.append(f"seed {run.seed}: asked {ledger.evaluating[run_id] or 'the tasks'}")
                 elif run_id in ledger.elsewhere:
                     marks.append("◌ ", "cyan")
                 else:
@@ -191,8 +245,11 @@ def _where(run: PlannedRun, ledger: Ledger) -> str:
 def status_table(suite: Suite) -> Table:
     """Every run of the suite and where it stands, from the records alone."""
     table = Table(box=None, header_style="bold")
+    recorded = Recorded.read(suite.evals) if suite.evals else Recorded()
     for name in ("variant", "seed", "run id", "state", "started", "attempts"):
         table.add_column(name)
+    if suite.evals:
+        table.add_column("evaluated")
     for run in suite.runs():
         problem = run.folder.problem()
         manifest = {} if problem else (run.folder.read_manifest() or {})
@@ -214,5 +271,18 @@ def status_table(suite: Suite) -> Table:
             state,
             str(manifest.get("started", "")),
             str(manifest.get("attempts", "")),
+            *([_evaluated(suite.evals, run, recorded)] if suite.evals else []),
         )
     return table
+
+
+def _evaluated(plan: EvalPlan, run: PlannedRun, recorded: Recorded) -> str:
+    """`1/2; hellaswag: its weights were not kept`: what a run was asked, and why not the rest."""
+    if run.phase != "report":
+        return ""
+    keys = plan.requests(run.subject)
+    left = {name: key for name, key in keys.items() if not recorded.has(key)}
+    failed = [
+        f"{n}: {recorded.failures[key]['reason']}" for n, key in left.items() if key in recorded.failures
+    ]
+    return "; ".join([f"{len(keys) - len(left)}/{len(keys)}", *failed])

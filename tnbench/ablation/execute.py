@@ -18,6 +18,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from tnbench.ablation import leases
+from tnbench.ablation.eval_queue import Evaluations
+from tnbench.ablation.eval_worker import Evaluation, Failures
 from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.ablation.workers import SPAWN, Task, Worker, fail
 from tnbench.records import ENDED, RunFolder, remove_unfinished
@@ -49,6 +51,10 @@ class Ledger:
     """Step at which a run began in this execution: what lay behind it is no progress of ours."""
     steps_ended: int = 0
     """Steps done in this execution by runs that have ended."""
+    evaluating: dict[str, str] = field(default_factory=dict)
+    """Run id → what a finished run is asked now."""
+    evaluated: dict[str, Failures] = field(default_factory=dict)
+    """Run id → what failed: of finished runs that are asked nothing more."""
     interrupted: bool = False
 
     def work_left(self) -> int:
@@ -96,12 +102,14 @@ def execute(
     keep_weights: bool = True,
     watch: Callable[[Ledger], None] = lambda ledger: None,
 ) -> Ledger:
-    """Train every run that has not ended. Finished runs are kept whatever happens to the others.
+    """Train every run that has not ended, and evaluate those that are reported, where the suite says so.
+
+    Finished runs are kept whatever happens to the others.
 
     Args:
         suite: what to run.
         workers: processes; by default as `default_workers`.
-        keep_weights: whether final weights are kept.
+        keep_weights: whether final weights are kept; if not, they go once a run is evaluated.
         watch: called a few times a second, and whenever a run ends.
 
     Returns:
@@ -110,7 +118,7 @@ def execute(
     crew = _Crew(suite, workers or default_workers(suite, sys.maxsize), keep_weights)
     ledger = crew.ledger
     crew.look()
-    if not crew.waiting:
+    if not crew.busy():
         return ledger
     with _interruptible():
         try:
@@ -137,8 +145,9 @@ class _Crew:
     """The workers of one execution, and the runs that wait for them."""
 
     def __init__(self, suite: Suite, size: int, keep_weights: bool) -> None:
-        self.suite, self.size, self.keep_weights = suite, size, keep_weights
-        self.ledger = Ledger()
+        self.suite, self.size = suite, size
+        self.evaluations = Evaluations(suite, keep_weights)
+        self.ledger = Ledger(evaluating=self.evaluations.asking, evaluated=self.evaluations.ended)
         self.waiting: deque[PlannedRun] = deque()
         self._former: dict[str, dict[str, Any] | None] = {}
         self._workers: list[Worker] = []
@@ -148,6 +157,7 @@ class _Crew:
     def look(self) -> None:
         """Take in the runs that the suite knows of by now; those that have not ended will be trained."""
         known = {run.folder.id for run in self.ledger.planned}
+        recorded = self.evaluations.recorded()
         for run in self.suite.runs():
             folder = run.folder
             if folder.id in known:
@@ -157,28 +167,36 @@ class _Crew:
             if (outcome := folder.outcome()) in ENDED:
                 self.ledger.outcomes[folder.id] = outcome
                 _tidy(folder)
+                if outcome == "finished":
+                    self.evaluations.take(run, recorded)
             else:
                 self._former[folder.id] = folder.read_manifest()
                 self.waiting.append(run)
 
     def busy(self) -> bool:
-        """Whether there is a run to be trained or waited for."""
-        return bool(self.waiting or self.ledger.running or self.ledger.elsewhere)
+        """Whether there is a run to be trained, evaluated or waited for."""
+        return bool(self.waiting or self.ledger.running or self.ledger.elsewhere or self.evaluations.busy())
 
     def assign(self) -> None:
-        """Give waiting runs to idle workers; a worker is hired where all are busy and there is room."""
+        """Give waiting runs to idle workers; a worker is hired where all are busy and there is room.
+
+        Finished runs come first: they are evaluated.
+        """
         for worker in [worker for worker in self._workers if worker.is_gone()]:
             self._bury(worker)
-        while self.waiting:
+        while self.waiting or self.evaluations.waiting:
             worker = next((worker for worker in self._workers if worker.task is None), None)
             if worker is None and len(self._workers) < self.size:
                 worker = self._hire()
             if worker is None:
                 return
+            if self.evaluations.waiting:
+                worker.start(self.evaluations.job())
+                continue
             run = self.waiting.popleft()
             self.ledger.running[run.folder.id] = None
-            former = self._former[run.folder.id]
-            worker.start(Task(run.config, run.folder, self._attributes(run), self.keep_weights, former))
+            former, keep = self._former[run.folder.id], self.evaluations.keeps_weights(run)
+            worker.start(Task(run.config, run.folder, self._attributes(run), keep, former))
 
     def listen(self) -> None:
         """Take in what the workers have said since the last time."""
@@ -200,11 +218,12 @@ class _Crew:
         if time.monotonic() - self._asked < ELSEWHERE_SECONDS:
             return
         self._asked = time.monotonic()
+        self.evaluations.ask_elsewhere()
         for run in self.ledger.planned:
             if run.folder.id in self.ledger.elsewhere:
                 outcome = run.folder.outcome()
                 if outcome in ENDED:
-                    self.ledger.outcomes[run.folder.id] = outcome
+                    self._ended(run.folder.id, outcome)
                 elif leases.holder(run.folder) is None:
                     self.waiting.append(run)
                 else:
@@ -212,8 +231,16 @@ class _Crew:
                 self.ledger.elsewhere.discard(run.folder.id)
 
     def wind_down(self, watch: Callable[[Ledger], None]) -> None:
-        """Ask the workers for a checkpoint; a second Ctrl-C does not wait for it."""
+        """Ask the workers for a checkpoint; a second Ctrl-C does not wait for it.
+
+        Evaluations need none: what was answered is kept.
+        """
         self._stop.value = 1
+        for worker in self._workers:
+            if isinstance(worker.task, Evaluation):
+                worker.process.kill()
+                worker.task = None
+        self.evaluations.stop()
         deadline = time.monotonic() + PATIENCE_SECONDS
         with suppress(_Interrupt):
             while any(worker.task and not worker.silent for worker in self._workers):
@@ -251,11 +278,16 @@ class _Crew:
             "phase": run.phase,
             "point": run.point,
             "planned_seeds": self.suite.seeds,
+            **self.evaluations.attributes(run),
         }
 
     def _hear(self, worker: Worker, kind: str, content: Any) -> None:
         assert worker.task is not None
         ledger, run_id = self.ledger, worker.task.folder.id
+        if isinstance(worker.task, Evaluation):
+            job, worker.task = worker.task, worker.task if kind == "progress" else None
+            self.evaluations.hear(job, kind, content)
+            return
         if kind == "progress":
             ledger.first_steps.setdefault(run_id, content.step - 1)
             ledger.running[run_id] = content
@@ -270,20 +302,30 @@ class _Crew:
             ledger.outcomes[run_id] = "failed"
             ledger.unrecorded[run_id] = content
         elif content != "interrupted":
-            ledger.outcomes[run_id] = content
+            self._ended(run_id, content)
+
+    def _ended(self, run_id: str, outcome: str) -> None:
+        """A run has its outcome; a finished one is evaluated next."""
+        self.ledger.outcomes[run_id] = outcome
+        if outcome == "finished":
+            self.evaluations.take(next(run for run in self.ledger.planned if run.folder.id == run_id))
 
     def _bury(self, worker: Worker) -> None:
         """A worker that died took its run with it: that is an outcome, with what is known of the reason."""
         self._workers.remove(worker)
         worker.process.join()
-        if worker.task is None:
+        task = worker.task
+        if task is None:
             return
-        folder, attributes = worker.task.folder, worker.task.attributes
         code = worker.process.exitcode or 0
         reason = f"its process ended with status {code}"
         if code < 0:
             reason = f"its process was killed by {signal.Signals(-code).name}"
             reason += ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        if isinstance(task, Evaluation):
+            self.evaluations.bury(task, reason)
+            return
+        folder = task.folder
         try:
             lease = leases.acquire(folder)  # the dead worker has lost it
             if lease is None:
@@ -292,7 +334,7 @@ class _Crew:
             with lease:
                 ended = folder.outcome()
                 if ended not in ENDED:
-                    fail(folder, attributes, reason)
+                    fail(folder, task.attributes, reason)
                     ended = "failed"
             self._hear(worker, "done", ended)
         except OSError as error:

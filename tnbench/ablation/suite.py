@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tnbench.ablation.eval_plan import EvalPlan, Subject
 from tnbench.ablation.matching import Matched, matched
 from tnbench.ablation.suite_file import SuiteFile, find_suite, read_suite_file
 from tnbench.ablation.tuning import Point, Search, search
@@ -38,6 +39,8 @@ class Variant:
     parameters: dict[str, int]
     state_size: int
     flops_per_token: float
+    reach: int | None = None
+    """Tokens that its positions reach; None for any number."""
     repeat: int = 0
     """Which repeat of its configuration it is; 0 for the configuration itself."""
     matched: Matched | None = None
@@ -57,6 +60,11 @@ class PlannedRun:
     point: Point = field(default_factory=dict)
     """Hyperparameters from the tuning grid, by dotted key."""
 
+    @property
+    def subject(self) -> Subject:
+        """The run as its evaluations know it."""
+        return Subject(self.folder.id, self.config.data.context, self.variant.reach)
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -72,6 +80,8 @@ class Suite:
     data: dict[str, TokenData] = field(repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
     """What the command line set."""
+    evals: EvalPlan | None = None
+    """What the reported runs are asked after their training."""
 
     def runs(self) -> list[PlannedRun]:
         """All runs that are known to be needed, seed by seed, so that every variant has a result early.
@@ -80,11 +90,11 @@ class Suite:
         """
         found = self.search()
         if found is None:
-            return [self._planned(variant, seed) for seed in self.seeds for variant in self.variants]
+            return [self.planned(variant, seed) for seed in self.seeds for variant in self.variants]
         runs = self.tuning_runs(found)
         if found.choices:
             runs += [
-                self._planned(variant, seed, "report", dict(found.choices[variant.name].point))
+                self.planned(variant, seed, "report", dict(found.choices[variant.name].point))
                 for seed in self.seeds
                 for variant in self.variants
             ]
@@ -108,7 +118,7 @@ class Suite:
     def tuning_runs(self, found: Search) -> list[PlannedRun]:
         """The runs that a search needs, seed by seed."""
         return [
-            self._planned(variant, seed, "tune", point)
+            self.planned(variant, seed, "tune", point)
             for seed in self.file.seeds.tune
             for point in found.points
             for variant in self.variants
@@ -140,7 +150,7 @@ class Suite:
 
     def _score(self, variant: Variant, point: Point) -> float | None:
         values = [
-            self.tuned_value(self._planned(variant, seed, "tune", point)) for seed in self.file.seeds.tune
+            self.tuned_value(self.planned(variant, seed, "tune", point)) for seed in self.file.seeds.tune
         ]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if len(known) == len(values) else None
@@ -149,9 +159,10 @@ class Suite:
         """The tuned metric of a model to which all tokens are equally likely."""
         return self.data_of(variant).uniform(self.tuned_by)
 
-    def _planned(
+    def planned(
         self, variant: Variant, seed: int, phase: str = "report", point: Point | None = None
     ) -> PlannedRun:
+        """One run of the suite."""
         config = with_seed(variant.config, seed, variant.repeat)
         if point:
             chosen = {key.removeprefix("training."): value for key, value in point.items()}
@@ -171,8 +182,10 @@ class Suite:
         return self.data[_data_key(variant.config)]
 
     def digest(self) -> str:
-        """Hash of what the suite file says of its runs and their analysis; titles and seeds are left out."""
-        return digest(self.file.model_dump(mode="json", exclude={"title", "fixed", "paper", "seeds"}))
+        """Hash of what the suite file says of its runs and their analysis; titles and seeds are left out, and
+        so are evaluations, which have records of their own."""
+        left_out = {"title", "fixed", "paper", "seeds", "evals"}
+        return digest(self.file.model_dump(mode="json", exclude=left_out))
 
 
 def with_seed(config: RunConfig, seed: int, repeat: int = 0) -> RunConfig:
@@ -242,7 +255,15 @@ def load_suite(
     chosen = list(file.seeds.report) if seeds is None else list(range(seeds))
     if both := set(chosen) & set(file.seeds.tune if file.tune else ()):
         raise RequestError(f"--seeds {seeds}: seed {min(both)} is a tuning seed of {path}; use fewer")
-    return Suite(path.stem, path, file, base, ordered, chosen, results / path.stem, reader.data, settings)
+    evals = None
+    if file.evals:
+        try:
+            device = ordered[0].config.training.device
+            evals = EvalPlan.of(file.evals, path.parent, results, device)
+        except RequestError as error:
+            raise RequestError(f"{at('evals')}: {error}") from error
+    folder = results / path.stem
+    return Suite(path.stem, path, file, base, ordered, chosen, folder, reader.data, settings, evals)
 
 
 def _diffs(file: SuiteFile, at: Callable[[str], str]) -> tuple[dict[str, dict[str, Any]], set[str]]:
@@ -345,6 +366,7 @@ def _measured(name: str, diff: dict[str, Any], config: RunConfig, vocab_size: in
         model.parameter_counts(),
         model.state_size(context),
         model.flops_per_token(context),
+        model.position.limit,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from tnbench.ablation.eval_keys import Evals
 from tnbench.ablation.matching import Match
 from tnbench.config import Strict, shortened, shown
 from tnbench.errors import RequestError, nearest
@@ -159,6 +160,8 @@ class SuiteFile(Strict):
     """What was held fixed: the results hold only for it."""
     analysis: Analysis = Analysis()
     """How the runs are compared."""
+    evals: Evals | None = None
+    """What the reported runs are asked after their training."""
     paper: Paper = Paper()
     """What the suite reproduces."""
 

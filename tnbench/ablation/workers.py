@@ -3,6 +3,8 @@
 The parent sends a `Task` through a pipe; the worker takes the run's lease and answers with ("progress",
 Progress) while it trains and with ("done", outcome) at the end. Further answers are ("elsewhere", None): the
 run is in another command's hands, and ("unrecorded", reason): a failure that could not be written down.
+An `Evaluation` is answered with ("progress", name) before each task and ("evaluated", reasons of what failed)
+at the end, or with ("elsewhere", reasons) where another process makes one of the same evaluations.
 Ctrl-C reaches the parent alone, which asks the workers to stop at the next step by setting a flag; they
 write a checkpoint first.
 """
@@ -26,6 +28,7 @@ from tnbench.errors import RequestError
 from tnbench.records import RunFolder, now, source_hash, write_json
 
 if TYPE_CHECKING:
+    from tnbench.ablation.eval_worker import Evaluation
     from tnbench.training.loop import Progress
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -57,7 +60,7 @@ class Worker:
             signal.signal(signal.SIGINT, before)
         theirs.close()
         self.device_index = device_index
-        self.task: Task | None = None
+        self.task: Task | Evaluation | None = None
         self.silent = False
         """Whether the process has closed its end of the pipe, which it does by dying only."""
 
@@ -65,7 +68,7 @@ class Worker:
         """Whether the process has ended though nobody asked it to, and its last word has been heard."""
         return self.silent or (self.task is None and self.process.exitcode is not None)
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task | Evaluation) -> None:
         """Hand over a run."""
         self.task = task
         try:
@@ -106,7 +109,7 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
 
     while True:
         try:
-            task: Task | None = connection.recv()
+            task: Task | Evaluation | None = connection.recv()
         except (EOFError, OSError):
             return
         if task is None:
@@ -114,9 +117,15 @@ def _main(connection: Connection, stop: Any, device_index: int | None) -> None:
         tell(*_do(task, lambda progress: tell("progress", progress), lambda: bool(stop.value)))
 
 
-def _do(task: Task, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> tuple[str, str | None]:
-    """Train a run, if nobody else does; gives the answer to the parent."""
+def _do(
+    task: Task | Evaluation, progress: Callable[[Any], None], stop: Callable[[], bool]
+) -> tuple[str, Any]:
+    """Train or evaluate a run, if nobody else does; gives the answer to the parent."""
     try:
+        if not isinstance(task, Task):
+            from tnbench.ablation.eval_worker import evaluate
+
+            return evaluate(task, progress)
         lease = leases.acquire(task.folder)
         if lease is None:
             return "elsewhere", None

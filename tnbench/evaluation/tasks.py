@@ -99,20 +99,33 @@ def wanted(words: str | None, fewshot: int | None, *, include: Path | None, data
             or a folder that is not there.
     """
     found = asked(words, fewshot)
-    saved = None
     if data is not None:
         task_data.require(data)
-        saved = task_data.fingerprint(data)
     manager = _manager(found, include)
-    index = manager.task_index
+    return Wanted(identified(found, manager.task_index, include=include, data=data), manager)
+
+
+def identified(
+    tasks: Sequence[Asked], index: Mapping[str, Any], *, include: Path | None, data: Path | None
+) -> list[Asked]:
+    """The tasks with hashes of what they are made of.
+
+    Args:
+        index: lm-eval's, by name; without `include` it is not looked at.
+        include, data: as for `wanted`; they are there.
+
+    Raises:
+        RequestError: a file of a task cannot be read.
+    """
+    saved = None if data is None else task_data.fingerprint(data)
     made = []
-    for one in found:
+    for one in tasks:
         if one.config is not None:
             made.append(replace(one, content=_shipped_content()))
         else:
             content = task_files.content(one.name, index, include)
             made.append(replace(one, data=data, content=content, data_content=saved))
-    return Wanted(made, manager)
+    return made
 
 
 def asked(words: str | None, fewshot: int | None) -> list[Asked]:

@@ -5,8 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from tnbench.records import write_atomic
-from tnbench.report import formats, frames, html, plots, recall_plot, tuning_plot
+from tnbench.report import (
+    eval_frames,
+    eval_tables,
+    formats,
+    frames,
+    html,
+    plots,
+    positions_plot,
+    recall_plot,
+    tuning_plot,
+)
 from tnbench.report.drawing import save
+from tnbench.report.eval_terminal import terminal_evaluations
 from tnbench.report.formats import terminal_table
 from tnbench.report.results import (
     CURVE_COLUMNS,
@@ -28,25 +39,28 @@ __all__ = [
     "Choice",
     "Matching",
     "SuiteResults",
+    "terminal_evaluations",
     "terminal_table",
     "write_reports",
 ]
 
 OF_TUNING = ("tuning.csv", "tuning.png", "tuning.pdf")
 OF_RECALL = ("recall.csv", "recall.png", "recall.pdf")
+OF_TASKS = ("evals.csv", "eval_summary.csv")
+OF_POSITIONS = ("positions.csv", "positions.png", "positions.pdf")
 
 
 def write_reports(results: SuiteResults, folder: Path) -> list[Path]:
     """Write the tables, figures and page of a suite, each file as a whole or not at all.
 
-    The same results give the same bytes, on one machine and with the same versions. Without tuning runs the
-    files of an earlier tuning are deleted: they would tell of a suite that is no more; likewise those of
-    recall, where nothing was asked.
+    The same results give the same bytes, on one machine and with the same versions. Without tuning runs,
+    evaluations or recall the files of earlier ones are deleted: they would tell of a suite that is no more.
 
     Returns:
-        The paths: runs.csv, summary.csv, comparisons.csv, table.md, table.tex, curves.png, curves.pdf, where
-        there was tuning tuning.csv, tuning.png and tuning.pdf, where answers were scored recall.csv,
-        recall.png and recall.pdf, and report.html.
+        The paths: runs.csv, summary.csv, comparisons.csv, table.md, table.tex, curves.png, curves.pdf; where
+        there was tuning tuning.csv, tuning.png and tuning.pdf; where answers were scored recall.csv,
+        recall.png and recall.pdf; where runs are asked tasks evals.csv and eval_summary.csv, and where they
+        are read by position positions.csv, positions.png and positions.pdf; report.html.
     """
     curves, _ = plots.curves(results)
     contents = {
@@ -68,9 +82,20 @@ def write_reports(results: SuiteResults, folder: Path) -> list[Path]:
         recall, table = recall_plot.recall(results)
         csv = table.to_csv(index=False, lineterminator="\n")
         contents |= dict(zip(OF_RECALL, (csv, save(recall, "png"), save(recall, "pdf")), strict=True))
-    contents["report.html"] = html.page(results, curves, tuning, recall)
+    if eval_tables.shown(results):
+        csvs = (eval_frames.values(results), eval_frames.summary(results))
+        texts = (frame.to_csv(index=False, lineterminator="\n") for frame in csvs)
+        contents |= dict(zip(OF_TASKS, texts, strict=True))
+    positions = None
+    if results.evals and len(results.evals.positions):
+        positions, table = positions_plot.figure(results)
+        csv = table.to_csv(index=False, lineterminator="\n")
+        contents |= dict(
+            zip(OF_POSITIONS, (csv, save(positions, "png"), save(positions, "pdf")), strict=True)
+        )
+    contents["report.html"] = html.page(results, curves, tuning, recall, positions)
     for name, content in contents.items():
         write_atomic(folder / name, content)
-    for name in {*OF_TUNING, *OF_RECALL} - contents.keys():
+    for name in {*OF_TUNING, *OF_RECALL, *OF_TASKS, *OF_POSITIONS} - contents.keys():
         (folder / name).unlink(missing_ok=True)
     return [folder / name for name in contents]

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import math
 import re
+from functools import reduce
 
 from rich import box
 from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from tnbench.report import captions, tables, words
+from tnbench.report import captions, eval_captions, eval_tables, tables, words
 from tnbench.report.results import SuiteResults, VariantSummary
 from tnbench.report.tables import Grid
 
 
 def markdown(results: SuiteResults) -> str:
-    """The table as GitHub-flavoured Markdown, with its caption below."""
-    grid = tables.table(results)
+    """The table as GitHub-flavoured Markdown, with its caption below, and below that the evaluations."""
+    whole = reduce(Grid.beside, eval_tables.parts(results))
+    caption = f"{escape_markdown(results.title)}. {escape_markdown(captions.caption(results))}"
+    texts = [_markdown(whole), caption]
+    if eval_tables.shown(results):
+        texts += [_markdown(grid) for grid in eval_tables.evaluations(results)]
+        texts.append(escape_markdown(" ".join(eval_captions.caption(results))))
+    return "\n\n".join(texts) + "\n"
+
+
+def _markdown(grid: Grid) -> str:
     lines = [
         [escape_markdown(column.title) for column in grid.columns],
         ["---:" if column.numeric else "---" for column in grid.columns],
         *([escape_markdown(cell.text) for cell in row] for row in grid.rows),
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{escape_markdown(results.title)}. {escape_markdown(captions.caption(results))}\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape_markdown(text: str) -> str:
@@ -57,6 +66,7 @@ TEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "≤": r"$\leq$",
+    "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
     "–": "--",
@@ -70,22 +80,26 @@ def escape_tex(text: str) -> str:
     return escaped.replace(r" \%", r"~\%")
 
 
-TEX_WIDTHS = {"change": 0.14, "n": 0.075, "verdict": 0.125}
+TEX_WIDTHS = {"change": 0.14, "n": 0.075, "verdict": 0.125, "task": 0.13, "chance": 0.1}
 """Widths of the columns whose texts may wrap, as shares of the line."""
 
 
 def latex(results: SuiteResults) -> str:
     """The table as a LaTeX float over two columns, with booktabs rules.
 
-    The metric with its verdict stands above the costs: side by side they would not fit on a page.
+    The metric with its verdict stands above the costs: side by side they would not fit on a page. Evaluations
+    stand between them.
     """
+    caption = " ".join([captions.caption(results), *eval_captions.caption(results)])
+    evaluated = eval_tables.evaluations(results) if eval_tables.shown(results) else []
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape_tex(results.title)}. {escape_tex(captions.caption(results))}}}",
+        rf"\caption{{{escape_tex(results.title)}. {escape_tex(caption)}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', results.name)}}}",
         *_tabular(tables.quality(results)),
+        *(line for grid in evaluated for line in (r"\par\medskip", *_tabular(grid))),
         r"\par\medskip",
         *_tabular(tables.costs(results)),
         r"\end{table*}",

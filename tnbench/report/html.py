@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from tnbench.report import captions, frames, tables, words
+from tnbench.report import captions, eval_captions, eval_tables, frames, tables, words
 from tnbench.report.drawing import inline_svg
 from tnbench.report.results import OUTCOMES, SuiteResults, VariantSummary
 from tnbench.report.tables import Cell, Column, Grid
@@ -21,7 +22,11 @@ WIDEST = 10
 
 
 def page(
-    results: SuiteResults, curves: Figure, tuning: Figure | None = None, recall: Figure | None = None
+    results: SuiteResults,
+    curves: Figure,
+    tuning: Figure | None = None,
+    recall: Figure | None = None,
+    positions: Figure | None = None,
 ) -> str:
     """The page, with everything in it: text, figures, tables, style and script.
 
@@ -30,6 +35,7 @@ def page(
         curves: what `plots.curves` made of them.
         tuning: what `tuning_plot.tuning` made of them, where there are tuning runs.
         recall: what `recall_plot.recall` made of them, where answers were scored.
+        positions: what `positions_plot.figure` made of them, where the loss was read by position.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -46,6 +52,11 @@ def page(
         curves=inline_svg(curves),
         tuning=inline_svg(tuning) if tuning else "",
         recall=inline_svg(recall) if recall else "",
+        positions=inline_svg(positions) if positions else "",
+        asked=eval_tables.shown(results),
+        evaluations=eval_tables.evaluations(results) if results.evals else [],
+        evaluations_full=eval_tables.full(results) if results.evals else None,
+        evaluations_caption=eval_captions.caption(results),
         caption=captions.caption(results),
         rule=captions.verdicts(results),
         tuned=captions.tuned(results),
@@ -62,9 +73,10 @@ def page(
 
 
 def _tables(results: SuiteResults) -> list[Grid]:
-    """The table as one where the page is wide enough for it, else the costs below."""
-    whole = tables.table(results)
-    return [whole] if len(whole.columns) <= WIDEST else [tables.quality(results), tables.costs(results)]
+    """The table as one where the page is wide enough for it, else in parts."""
+    parts = eval_tables.parts(results)
+    whole = reduce(Grid.beside, parts)
+    return [whole] if len(whole.columns) <= WIDEST else parts
 
 
 def reading(results: SuiteResults, one: VariantSummary) -> str:

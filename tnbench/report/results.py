@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tnbench.errors import RequestError, nearest
+from tnbench.report.evaluations import Evaluated, TaskSummary, summarise
 from tnbench.statistics import Comparison, Difference, Interval, check_alpha, compare, mean_interval, outliers
 
 Frame = Any
@@ -141,6 +142,8 @@ class SuiteResults:
     """Variant → what tuning chose; empty: not tuned."""
     repeats: frozenset[str] = frozenset()
     """Variants that are the base once more, with other initialisation seeds (A/A rows)."""
+    evals: Evaluated | None = None
+    """What the reported runs were asked after their training; None: nothing."""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -198,6 +201,11 @@ class SuiteResults:
     def summaries(self) -> list[VariantSummary]:
         """One summary per variant, the base first."""
         return _summarise(self)
+
+    @cached_property
+    def task_summaries(self) -> list[TaskSummary]:
+        """One summary per task, measure and variant, the base first; empty without evaluations."""
+        return summarise(self.evals, self.variants, self.alpha) if self.evals else []
 
 
 @dataclass(frozen=True)
