@@ -229,9 +229,9 @@ def test_an_export_answers_as_its_run(
     weights.write_bytes(weights.read_bytes()[:-100])
     assert tnbench(tmp_path / "exported", "--results", results, "--limit", 4) == 2
     assert "exported is damaged" in capsys.readouterr().err
-    config.write_text(config.read_text().replace('"model_type": "tnbench"', '"model_type": "llama"'))
+    config.write_text(config.read_text().replace('"model_type": "tnbench"', '"model_type": "none-such"'))
     assert tnbench(tmp_path / "exported", "--results", results) == 2
-    assert "a model of type llama; known are runs, exports" in capsys.readouterr().err
+    assert "a model of type none-such; known are runs, exports" in capsys.readouterr().err
 
 
 def test_bits_per_byte_of_right_answers():

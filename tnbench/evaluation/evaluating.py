@@ -202,16 +202,22 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
             f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, the official "
             "TransNormerLLM checkpoints, and the causal language models of transformers"
         )
+    if kind == exported.TYPE:
+        exported.require(folder)
+    else:
+        from tnbench.interop.official import require
+
+        require(folder)
     content = _content(folder)
 
     def opened() -> Any:
         from tnbench.evaluation.harness import HarnessModel
 
         if kind == official_layout.MODEL_TYPE:
-            from tnbench.interop.official import CONTEXT, load_official
+            from tnbench.interop.official import context_of, load_official
 
             model, tokenizer, values = load_official(folder, options["device"])
-            context = int(values.get("model_max_length") or CONTEXT)
+            context = context_of(folder, values)
         else:
             model, tokenizer, context = exported.load_exported(folder, options["device"])
         given = {**options, "max_length": options["max_length"] or context}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tnbench.config import ModelConfig
 from tnbench.data import Tokenizer
-from tnbench.errors import RequestError
+from tnbench.errors import RequestError, shortened
 from tnbench.interop import official_files as files
 from tnbench.interop import official_layout as layouts
 from tnbench.interop.folders import written
@@ -60,6 +60,28 @@ def load_official(
     values, config = _config(place)
     tokenizer = load_tokenizer(place, config.vocab_size, config.eos_token_id)
     return _model(place, config, device, faithful, dtype), tokenizer, values
+
+
+def require(folder: Path) -> None:
+    """Raises RequestError, as `load_official` does, unless a checkpoint is whole; values are not compared."""
+    values, official = _config(folder)
+    context_of(folder, values)
+    load_tokenizer(folder, official.vocab_size, official.eos_token_id)
+    config = layouts.to_ours(official)
+    tensors = files.read_tensors(folder)
+    _require_fit(folder, layouts.layout(config, official.vocab_size), tensors, config.tie_embeddings)
+
+
+def context_of(folder: Path, values: Mapping[str, Any]) -> int:
+    """Tokens in a training window: config.json's `model_max_length`, or 2048.
+
+    Raises:
+        RequestError: it is no such number.
+    """
+    context = values.get("model_max_length") or CONTEXT
+    if not isinstance(context, int) or not 2 <= context < 1 << 31:
+        raise RequestError(f"{folder / files.CONFIG}: model_max_length = {shortened(context)} is no length")
+    return context
 
 
 def load_model(
