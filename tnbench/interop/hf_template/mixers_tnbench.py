@@ -15,7 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .components_tnbench import ACTIVATIONS, FEATURE_MAPS, NORMS, POSITIONS, build, decay, wide
+from .components_tnbench import (
+    ACTIVATIONS,
+    FEATURE_MAPS,
+    NORMS,
+    POSITIONS,
+    WIDEST,
+    build,
+    decay,
+    has_kernels,
+    linear_attention,
+    wide,
+)
 
 SHORT = 128  # up to this length, one masked product is faster than chunks and their states
 CHUNK = 64
@@ -75,6 +86,9 @@ def chunks(
     Returns:
         (batch, time, heads, value dim), and the state or None.
     """
+    if has_kernels(v) and q.dtype == v.dtype and max(q.shape[-1], v.shape[-1]) <= WIDEST:
+        given = {"scale": scale, "initial_state": state, "output_state": last}
+        return linear_attention.linear_attention(q, k, v, log_decay, implementation="triton", **given)
     time, heads = q.shape[1:3]
     length = time if time <= SHORT else CHUNK
     whole = time - time % length
