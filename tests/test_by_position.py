@@ -15,7 +15,7 @@ from test_scoring import VOCABULARY, built
 
 from tnbench import cli
 from tnbench.errors import RequestError
-from tnbench.evaluation import by_position, study
+from tnbench.evaluation import by_position, reading, study
 from tnbench.evaluation.generation import inference_model
 from tnbench.model import LanguageModel
 from tnbench.records import RunFolder
@@ -94,3 +94,47 @@ def test_from_the_command_line(whole: RunFolder, tmp_path: Path, capsys: pytest.
     assert "loss by position" not in capsys.readouterr().out  # it is recorded
     assert tnbench("--by-position", "4x", "--tasks", "cloze") == 2
     assert "do not go with it" in capsys.readouterr().err
+
+
+def test_models_are_read_in_several_ways(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each way has its line in the plot, damaged records have none, what is wrong is told before reading."""
+    results = tmp_path / "results"
+    shutil.copytree(whole.path, results / "tiny" / "runs" / whole.id)
+
+    def tnbench(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["eval", whole.id, "--results", str(results), "--device", "cpu", *arguments])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    assert tnbench("--by-position", "1x") == 0
+    assert tnbench("--by-position", "2x") == 0
+    store = study.Store(results / study.FOLDER)
+    frame = pd.read_csv(store.folder / "positions.csv")
+    assert set(frame["model"]) == {f"base {whole.id}, windows of {n}" for n in (32, 64)}
+    good = store.positions()
+    with open(store.path, "a") as file:
+        for broken in (
+            {"kind": "positions"},
+            {**good[0], "stderr": []},
+            {**good[0], "model": None, "edges": 3},
+        ):
+            file.write(json.dumps(broken) + "\n")
+    assert store.positions() == good
+    capsys.readouterr()
+    monkeypatch.setattr(reading, "read_run", lambda *_: pytest.fail("nothing is to be read"))
+    assert tnbench("--by-position", "2x") == 0
+    assert tnbench(whole.id, "--by-position", "2x") == 2
+    assert "is given twice" in capsys.readouterr().err
+    assert tnbench("--by-position", "900000") == 2
+    assert "less than one window of 900001; give a shorter" in capsys.readouterr().err
+
+
+def test_a_diverged_model_has_no_losses():
+    model = built("transformer")
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        by_position.losses(model, torch.zeros(100, dtype=torch.int64), 10)

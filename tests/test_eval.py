@@ -192,6 +192,11 @@ def test_lm_evals_own_command_line(
     monkeypatch.setattr("sys.argv", ["lm_eval", *arguments, "--include_path", str(tmp_path / "my")])
     lm_eval_command.main()
     assert "|continues|" in capsys.readouterr().out.replace(" ", "")
+    arguments[3] = f"run=gone,results={results}"
+    monkeypatch.setattr("sys.argv", ["lm_eval", *arguments, "--include_path", str(tmp_path / "my")])
+    with pytest.raises(SystemExit, match="2"):
+        lm_eval_command.main()
+    assert "tnbench: " in capsys.readouterr().err
 
 
 def test_a_full_disk_and_a_broken_model(

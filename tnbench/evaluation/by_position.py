@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tnbench.config import digest
 from tnbench.errors import RequestError, shown
 from tnbench.evaluation.scoring import LOGITS
 from tnbench.model import LanguageModel
@@ -83,7 +84,8 @@ def losses(model: LanguageModel, stream: Tensor, length: int) -> Tensor:
         length: targets of a window.
 
     Raises:
-        ValueError: no whole window, or windows beyond the model's learned positions.
+        ValueError: no whole window, windows beyond the model's learned positions, or logits that are not
+            finite.
     """
     count = (len(stream) - 1) // length
     if not count:
@@ -99,7 +101,10 @@ def losses(model: LanguageModel, stream: Tensor, length: int) -> Tensor:
     for part in np.array_split(chosen, math.ceil(len(chosen) / ROWS)):
         windows = torch.stack([stream[n * length : (n + 1) * length + 1] for n in part]).long().to(device)
         found.append(torch.cat(list(_window_losses(model, windows)), dim=1).cpu())
-    return torch.cat(found)
+    nats = torch.cat(found)
+    if not bool(nats.isfinite().all()):
+        raise ValueError("the model's logits are not finite: its training has diverged")
+    return nats
 
 
 def _window_losses(model: LanguageModel, windows: Tensor) -> Iterator[Tensor]:
@@ -135,11 +140,12 @@ def binned(nats: Tensor) -> Bins:
 
 
 def rows(lines: Sequence[Mapping[str, Any]]) -> Frame:
-    """Tidy: one row for each model and bin."""
+    """Tidy: one row for each model and bin; a model that was read in several ways has a name for each."""
+    names = _names(lines)
     made = [
         {
-            "model": line["model"], "trained_context": line["trained_context"], "begin": low, "end": high,
-            "bits_per_token": bits, "stderr": float(error), "windows": line["windows"],
+            "model": names[digest(line["identity"])], "trained_context": line["trained_context"],
+            "begin": low, "end": high, "bits_per_token": bits, "stderr": float(error), "windows": line["windows"],
             "bytes_per_token": line["bytes_per_token"],
         }
         for line in lines
@@ -148,6 +154,19 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Frame:
         )
     ]  # fmt: skip
     return pd.DataFrame(made)
+
+
+def _names(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names by identity: with the windows' length and the rest where they differ."""
+    found = {}
+    for line in lines:
+        same = [other["identity"] for other in lines if other["model"] == line["model"]]
+        words = [line["model"]]
+        for option, text in (("length", "windows of {}"), ("precision", "{}"), ("device", "{}")):
+            if len({one.get(option) for one in same}) > 1:
+                words.append(text.format(line["identity"].get(option)))
+        found[digest(line["identity"])] = ", ".join(words)
+    return found
 
 
 def figure(frame: Frame) -> Figure:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tnbench.config import DataConfig, check
-from tnbench.data import prepare
+from tnbench.config import DataConfig, check, digest
+from tnbench.data import Split, TokenData, prepare
 from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import study
 from tnbench.evaluation.by_position import binned, files, length_of, losses, rows
@@ -24,6 +24,9 @@ from tnbench.evaluation.study import Store
 from tnbench.profiling.lines import Line, RecordsError
 from tnbench.profiling.machine import machine
 from tnbench.records import RunFolder, command_line, now, provenance
+
+LEARNED = "ape"
+"""The position that has a last one."""
 
 
 def by_position(
@@ -47,29 +50,42 @@ def by_position(
     precision = precision or ("bf16" if device == "cuda" else "fp32")
     folders = [find_run(run, results) for run in runs]
     manifests = [finished(folder) for folder in folders]
-    lengths = [length_of(text, int(one["config"]["data"]["context"])) for one in manifests]
+    ids = [folder.id for folder in folders]
+    for one in ids:
+        if ids.count(one) > 1:
+            raise RequestError(f"run {one} is given twice")
+    identities = [
+        {
+            "run": folder.id, "precision": precision, "device": device,
+            "length": length_of(text, int(manifest["config"]["data"]["context"])),
+        }
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]  # fmt: skip
     store = Store(results / study.FOLDER)
+    known = {digest(line["identity"]): line for line in store.positions()}
+    for manifest, identity in zip(manifests, identities, strict=True):
+        if digest(identity) not in known:
+            _report_split(manifest, identity)
+    shown: list[Line] = []
     with store.writing():
-        there = store.positions()
-        shown = []
         try:
-            for folder, manifest, length in zip(folders, manifests, lengths, strict=True):
-                identity = {"run": folder.id, "precision": precision, "device": device, "length": length}
-                line = next((one for one in there if one["identity"] == identity), None)
+            for folder, manifest, identity in zip(folders, manifests, identities, strict=True):
+                line = known.get(digest(identity))
                 if line is None:
-                    console.print(f"loss by position: {folder.id}, windows of {length}", highlight=False)
+                    words = f"loss by position: {folder.id}, windows of {identity['length']}"
+                    console.print(words, highlight=False)
                     line = read_run(folder, manifest, identity)
                     store.append([line])
                 shown.append(line)
-        except KeyboardInterrupt:
-            console.print("interrupted: what was read is kept; the same command goes on from there")
-            return INTERRUPTED
-        try:
             frame = rows(store.positions())
             if len(frame):
                 store.write_files(files(frame))
+        except KeyboardInterrupt:
+            console.print("interrupted: what was read is kept; the same command goes on from there")
+            return INTERRUPTED
         except RecordsError as error:
-            console.print(f"failed: {error}", highlight=False)
+            why = str(error).partition(";")[0]
+            console.print(f"failed: {why}; what was recorded before is kept", highlight=False, soft_wrap=True)
             return 1
     _show_positions(shown, console)
     console.print(f"Records, table and plot: {store.folder}", highlight=False, soft_wrap=True)
@@ -86,20 +102,13 @@ def read_run(folder: RunFolder, manifest: Mapping[str, Any], identity: Line) -> 
         RequestError: its corpus is out of reach or another one now, it has no weights, or the windows are
             longer than the text or than its learned positions.
     """
-    data = prepare(check(DataConfig, manifest["config"]["data"], "data"))
-    expected = manifest["data"]["hash"]
-    if data.hash != expected:
-        raise RequestError(
-            f"run {identity['run']} was trained on another text: its hash was {expected}, "
-            f"that of {data.corpus} is {data.hash} now"
-        )
+    split = _report_split(manifest, identity)
     loaded = load_run(str(folder.path), folder.path, identity["device"])
     model = inference_model(loaded.model, identity["precision"])
-    split = data.splits["report"]
     try:
         nats = losses(model, torch.from_numpy(split.tokens.astype("int64")), identity["length"])
     except ValueError as error:
-        raise RequestError(f"run {identity['run']}: {error}; give a shorter --by-position") from error
+        raise RequestError(f"run {identity['run']}: {error}") from error
     variant = manifest.get("variant")
     return {
         "kind": "positions",
@@ -112,6 +121,36 @@ def read_run(folder: RunFolder, manifest: Mapping[str, Any], identity: Line) -> 
         "bytes_per_token": split.text_bytes / len(split.tokens),
         **asdict(binned(nats)),
     }
+
+
+def _report_split(manifest: Mapping[str, Any], identity: Line) -> Split:
+    """The text that is read, of which there is enough.
+
+    Raises:
+        RequestError: as `read_run`.
+    """
+    run, length = identity["run"], identity["length"]
+    data: Any = prepare(check(DataConfig, manifest["config"]["data"], "data"))
+    if not isinstance(data, TokenData):
+        raise RequestError(f"run {run} was trained on examples, which are no text to be read on")
+    expected = manifest["data"]["hash"]
+    if data.hash != expected:
+        raise RequestError(
+            f"run {run} was trained on another text: its hash was {expected}, "
+            f"that of {data.corpus} is {data.hash} now"
+        )
+    split = data.splits["report"]
+    if len(split.tokens) <= length:
+        raise RequestError(
+            f"run {run}: the text has {len(split.tokens)} tokens, less than one window of {length + 1}; "
+            "give a shorter --by-position"
+        )
+    context = int(manifest["config"]["data"]["context"])
+    if manifest["config"]["model"]["position"]["name"] == LEARNED and length > context:
+        raise RequestError(
+            f"run {run}: learned absolute positions end at {context}; give a shorter --by-position"
+        )
+    return split
 
 
 def _show_positions(lines: Sequence[Line], console: Console) -> None:

@@ -59,7 +59,11 @@ class Store(Lines):
         found: dict[str, Line] = {}
 
         def take(line: Line) -> None:
-            if line["kind"] == "positions" and len(line["bits"]) + 1 == len(line["edges"]):
+            if line["kind"] == "positions":
+                if not {"model", "trained_context", "windows", "bytes_per_token"} <= line.keys():
+                    raise ValueError("a part is missing")
+                if not len(line["bits"]) == len(line["stderr"]) == len(line["edges"]) - 1:
+                    raise ValueError("bins and their edges differ in number")
                 found[digest(line["identity"])] = line
 
         self.each(take)
