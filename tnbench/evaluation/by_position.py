@@ -145,8 +145,8 @@ def rows(lines: Sequence[Mapping[str, Any]]) -> Frame:
     made = [
         {
             "model": names[digest(line["identity"])], "trained_context": line["trained_context"],
-            "begin": low, "end": high, "bits_per_token": bits, "stderr": float(error), "windows": line["windows"],
-            "bytes_per_token": line["bytes_per_token"],
+            "begin": low, "end": high, "bits_per_token": bits, "stderr": float(error),
+            "windows": line["windows"], "bytes_per_token": line["bytes_per_token"],
         }
         for line in lines
         for low, high, bits, error in zip(
