@@ -213,6 +213,12 @@ def test_a_suite_needs_a_metric_that_its_examples_have(suite_file: Path):
         load_suite("recall.yaml", Path("results"))
 
 
+def test_models_of_examples_are_not_asked_tasks(suite_file: Path):
+    suite_file.write_text(suite_file.read_text() + "evals: {tasks: cloze}\n")
+    with pytest.raises(RequestError, match="know no text; leave the key out"):
+        load_suite("recall.yaml", Path("results"))
+
+
 def test_the_plan_of_a_suite_of_recall(suite_file: Path, capsys: pytest.CaptureFixture[str]):
     from tnbench.ablation import command
 

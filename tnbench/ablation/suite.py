@@ -15,7 +15,7 @@ from tnbench.ablation.eval_plan import EvalPlan, Subject
 from tnbench.ablation.matching import Matched, matched
 from tnbench.ablation.suite_file import SuiteFile, find_suite, read_suite_file
 from tnbench.ablation.tuning import Point, Search, search
-from tnbench.config import RunConfig, check, digest, run_id, shortened, shown
+from tnbench.config import NO_TOKENIZER, RunConfig, check, digest, run_id, shortened, shown
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 from tnbench.model import LanguageModel
@@ -316,11 +316,13 @@ class _Reader:
         if key not in self.data:
             self.data[key] = prepare(config.data, quiet=self.quiet)
         self.data[key].check_length(config.data.context)  # variants may differ in it
-        self._require_metric(self.data[key])
+        self._require_values(self.data[key])
         return _measured(name, flatten(diff), config, self.data[key].vocab_size)
 
-    def _require_metric(self, data: TokenData) -> None:
-        """Examples have no bytes, and texts no answers."""
+    def _require_values(self, data: TokenData) -> None:
+        """Examples have no bytes, and their models no words; texts have no answers."""
+        if self.file.evals and data.tokenizer.name == NO_TOKENIZER:
+            raise RequestError(f"evals: models of {data.corpus} know no text; leave the key out")
         metric = METRICS[self.file.analysis.metric]
         if metric.split != "train" and metric.curve not in data.metrics():
             known = [name for name, one in METRICS.items() if one.curve in data.metrics()]
