@@ -132,6 +132,19 @@ def test_models_are_read_in_several_ways(
     assert "less than one window of 900001; give a shorter" in capsys.readouterr().err
 
 
+def test_examples_are_no_text(whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = tmp_path / "tiny" / "runs"
+    shutil.copytree(whole.path, runs / whole.id)
+    manifest = json.loads((runs / whole.id / "manifest.json").read_text())
+    manifest["config"]["data"] |= {"corpus": "digits", "tokenizer": "none", "context": 65}
+    del manifest["config_hash"]
+    (runs / whole.id / "manifest.json").write_text(json.dumps(manifest))
+    for arguments in (["--by-position", "2x"], []):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["eval", whole.id, "--results", str(tmp_path), "--device", "cpu", *arguments])
+        assert f"run {whole.id} was trained on examples" in capsys.readouterr().err
+
+
 def test_a_diverged_model_has_no_losses():
     model = built("transformer")
     with torch.no_grad():

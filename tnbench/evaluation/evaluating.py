@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tnbench.config import NO_TOKENIZER
 from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import foreign, outcomes, study, tasks
 from tnbench.evaluation.asking import Failed
@@ -168,7 +169,10 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
         return _folder(path, options)
     folder = find_run(name, results)
-    return run_model(folder, finished(folder).get("variant"), options)
+    manifest = finished(folder)
+    if manifest["config"]["data"]["tokenizer"] == NO_TOKENIZER:
+        raise RequestError(f"run {folder.id} was trained on examples, whose tokens stand for no text")
+    return run_model(folder, manifest.get("variant"), options)
 
 
 def run_model(

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.config import DataConfig, check, digest
-from tnbench.data import Split, TokenData, prepare
+from tnbench.data import Split, prepare
 from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.evaluation import study
 from tnbench.evaluation.by_position import binned, files, length_of, losses, rows
@@ -131,7 +131,7 @@ def _report_split(manifest: Mapping[str, Any], identity: Line) -> Split:
     """
     run, length = identity["run"], identity["length"]
     data: Any = prepare(check(DataConfig, manifest["config"]["data"], "data"))
-    if not isinstance(data, TokenData):
+    if "report" not in data.splits:
         raise RequestError(f"run {run} was trained on examples, which are no text to be read on")
     expected = manifest["data"]["hash"]
     if data.hash != expected:
