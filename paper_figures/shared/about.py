@@ -1,0 +1,55 @@
+"""What a figure or table of the paper is about, and how its records are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What makes the records of a figure: a suite, or a measuring command with its options."""
+
+    suite: str = ""
+    kernels: tuple[str, ...] = ()
+    """Operators for `tnbench profile-kernels`."""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `profile-kernels` or `profile-model`, as they stand on the command line."""
+    models: bool = False
+    """`tnbench profile-model`."""
+    inference_error: bool = False
+    """`python -m tnbench.profiling.inference_error`."""
+    evaluation: bool = False
+    """`tnbench eval RUN --tasks paper`: which runs, only the user can say."""
+    later: str = ""
+    """Why it cannot be measured on one machine with one GPU."""
+
+    @property
+    def command(self) -> str:
+        """The command, as it is typed; empty where there is none yet."""
+        options = " ".join(
+            f"--{name}" if value is True else f"--{name} {part}"
+            for name, value in self.axes.items()
+            for part in (value if isinstance(value, list) else [value])
+        )
+        if self.suite:
+            return f"tnbench ablate {self.suite}"
+        if self.kernels:
+            return f"tnbench profile-kernels {' '.join(self.kernels)} {options}".rstrip()
+        if self.models:
+            return f"tnbench profile-model {options}".rstrip()
+        if self.inference_error:
+            return "python -m tnbench.profiling.inference_error"
+        return "tnbench eval RUN --tasks paper" if self.evaluation else ""
+
+
+@dataclass(frozen=True)
+class About:
+    """One figure or table of the paper."""
+
+    name: str
+    title: str
+    table: str
+    """Its key in `paper_figures/published/`."""
+    measure: Measure
