@@ -28,6 +28,7 @@ from tnbench.options import (
     TimeLimitOption,
     TokenizerOption,
 )
+from tnbench.paper_figures.shared import options as paper
 from tnbench.profiling.kernels import options as kernel_options
 from tnbench.profiling.models import options as model_options
 from tnbench.version import VERSION
@@ -332,18 +333,14 @@ def profile_model(
     )  # fmt: skip
     leave(
         command.profile_model(
-            wanted,
-            suites=suite_models,
-            largest=largest.value if largest else None,
-            rounds=rounds,
-            energy=energy,
-            time_limit=time_limit,
-            device=device.value,
-            results=results,
-            plan=plan,
+            wanted, suites=suite_models, largest=largest.value if largest else None, rounds=rounds,
+            energy=energy, time_limit=time_limit, device=device.value, results=results, plan=plan,
             console=console,
         )
-    )
+    )  # fmt: skip
+
+
+app.command("figures")(paper.figures)
 
 
 def _require_report_alone(context: typer.Context) -> None:
