@@ -133,7 +133,7 @@ def _figure(rows: Sequence[Row]) -> Figure:
         )
         top = drawing.head(figure, ABOUT.title, under)
         bottom = drawing.foot(figure, ids) + 0.4
-        axes = drawing.band(figure, top + 0.2, bottom, [1] * 4, left=0.06, right=0.895, wspace=1.05)
+        axes = drawing.band(figure, top + 0.2, bottom, [1] * 4, left=0.06, right=0.9, wspace=1.3)
         for panel, (mode, along) in zip(axes, PANELS, strict=True):
             _panel(panel, mode, along, [row for row in ours if row.measure == f"time, {mode}"])
         figure.draw_without_rendering()

@@ -160,12 +160,16 @@ def forest(
         unit = ours[0].unit if ours else "bits per byte"
         middle.set_title(f"ours ({unit})", fontsize=FONT - 0.5)
         right.set_title("both, relative to the base (%)", fontsize=FONT - 0.5)
+        if len(rows) == len(ours):
+            empty(left, "the paper has no number")
         if not ours:
-            unmeasured(middle)
+            empty(middle, "not measured yet")
+        if not rows:
+            empty(right, "")
         for axes in (left, middle, right):
             axes.set_xlabel("← better than the base · worse →", fontsize=SMALL, color=QUIET)
         _verdicts(right, subjects, findings)
-        _key(figure, bottom, settings)
+        _key(figure, bottom, rows)
     return figure
 
 
@@ -217,15 +221,21 @@ def _verdicts(axes: Axes, subjects: Sequence[str], findings: Sequence[Finding]) 
                       fontsize=FONT - 0.5, color=color_of(finding), clip_on=False)  # fmt: skip
 
 
-def _key(figure: Figure, bottom: float, settings: Sequence[str]) -> None:
+def _key(figure: Figure, bottom: float, rows: Sequence[Row]) -> None:
+    """What the marks mean, those alone that are there."""
+    sources = {row.source for row in rows}
+    settings = list(dict.fromkeys(row.setting for row in rows if row.ours))
     marks = [
         Line2D([], [], color=QUIET, linestyle="none", markersize=4, label=name, **look)
         for name, look in MARKS.items()
+        if name in sources
     ]
-    for place, setting in enumerate(settings or ["ours"]):
-        color = ours_color(settings, setting) if settings else INK
+    for place, setting in enumerate(settings):
+        color = ours_color(settings, setting)
         name = f"ours {'ABCDEFGH'[place]}" if len(settings) > 1 else "ours"
         marks.append(Line2D([], [], color=color, marker="o", markersize=4, label=f"{name}, 95 % t interval"))
+    if not marks:
+        return
     figure.legend(
         handles=marks, loc="lower left", bbox_to_anchor=(0.0, (bottom - KEY) / figure.get_figheight()),
         ncols=len(marks), frameon=False, fontsize=FONT - 0.5, handletextpad=0.4, columnspacing=1.2,
@@ -259,10 +269,15 @@ def curve(axes: Axes, xs: Sequence[float], ys: Sequence[float], name: str, **loo
     )  # fmt: skip
 
 
-def unmeasured(axes: Axes) -> None:
-    """A panel without records says so."""
-    axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", va="center", color=QUIET)
+def empty(axes: Axes, why: str) -> None:
+    """A panel with nothing to show says why."""
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=QUIET)
     axes.set_xticks([])
+
+
+def unmeasured(axes: Axes) -> None:
+    """A panel of curves without records."""
+    empty(axes, "not measured yet")
     axes.set_yticks([])
 
 
