@@ -17,7 +17,10 @@ class _Quiet(Console):
 
 
 def console() -> Console:
-    """A console on stdout; to a file or pipe, plain and wide enough for a table's rows."""
+    """A console on stdout; to a file or pipe, plain and wide enough for a table's rows. A closed one shows
+    nothing."""
+    if sys.stdout is None:
+        return _Quiet(markup=False, file=open(os.devnull, "w"))
     if sys.stdout.isatty():
         return _Quiet(markup=False)
     columns = os.environ.get("COLUMNS", "")

@@ -162,12 +162,12 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     """
     options = {"device": device, "precision": precision, "max_length": max_length}
     if name.startswith(foreign.HUB):
-        return _foreign(foreign.of_hub(name), name, options)
+        return _folder(foreign.of_hub(name), options, name)
     path = Path(name)
     if path.suffix == foreign.GGUF and path.is_file():
         return _foreign(path, path.stem, options)
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
-        return _folder(path, options)
+        return _folder(path, options, path.resolve().name)
     folder = find_run(name, results)
     manifest = finished(folder)
     if manifest["config"]["data"]["tokenizer"] == NO_TOKENIZER:
@@ -196,12 +196,12 @@ def run_model(
     return Model(label, {"run": folder.id, **options}, opened)
 
 
-def _folder(folder: Path, options: dict[str, Any]) -> Model:
-    """A folder that `tnbench export` has written, or one of the official checkpoints."""
+def _folder(folder: Path, options: dict[str, Any], label: str) -> Model:
+    """A folder that `tnbench export` has written, one of the official checkpoints, or another maker's."""
     kind = exported.model_type(folder)
     if kind not in (exported.TYPE, official_layout.MODEL_TYPE):
         if foreign.is_known(kind):
-            return _foreign(folder, folder.resolve().name, options)
+            return _foreign(folder, label, options)
         raise RequestError(
             f"{folder} holds a model of type {kind or 'unknown'}; known are runs, exports, the official "
             "TransNormerLLM checkpoints, and the causal language models of transformers"
@@ -227,7 +227,7 @@ def _folder(folder: Path, options: dict[str, Any]) -> Model:
         given = {**options, "max_length": options["max_length"] or context}
         return HarnessModel(model=model, tokenizer=tokenizer, **given)
 
-    return Model(f"{folder.resolve().name} {content}", {"weights": content, **options}, opened)
+    return Model(f"{label} {content}", {"weights": content, **options}, opened)
 
 
 def _foreign(path: Path, label: str, options: dict[str, Any]) -> Model:

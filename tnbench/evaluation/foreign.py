@@ -14,7 +14,7 @@ from tnbench.evaluation.task_loading import without_bars
 
 HUB = "hf:"
 """What the name of a model on the Hugging Face hub begins with."""
-GGUF = ".gguf"
+GGUF, PACKAGE = ".gguf", "gguf"
 BATCH = {"cpu": 4, "cuda": "auto"}
 
 
@@ -36,7 +36,10 @@ def of_hub(name: str) -> Path:
     repository = name.removeprefix(HUB)
     wanted = ["*.json", "*.model", "*.safetensors", "*.txt"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(repository, allow_patterns=["*.bin"])
+        return folder
     except Exception as error:
         raise RequestError(
             f"{name} cannot be had from the Hugging Face hub: {first_line(error)}; a local folder in "
@@ -71,8 +74,8 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
 
     where: dict[str, Any] = {"pretrained": str(path)}
     if path.suffix == GGUF:
-        if importlib.util.find_spec("gguf") is None:
-            raise RequestError(f"{path} needs the package gguf: pip install gguf")
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise RequestError(f"{path} needs a package: pip install {PACKAGE}")
         where = {"pretrained": str(path.parent), "gguf_file": path.name}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from typing import Any
 
 from tnbench.data import hub
 from tnbench.errors import RequestError, first_line, nearest, shortened, shown
-from tnbench.evaluation import items, task_data, tasks
+from tnbench.evaluation import items, ruler, task_data, tasks
 
 SEED = 1234
 """Of the examples that lm-eval draws: its own default."""
@@ -53,6 +53,8 @@ def _read(task: tasks.Asked, manager: Any, *, examples: bool) -> Any:
         local as reached,
         hub.datasets_offline(not reached),
         task_data.local(task.data, examples),
+        without_bars(),
+        ruler.quiet() if ruler.is_ruler(task.name) else contextlib.nullcontext(),
     ):
         try:
             return manager.load([task.spec])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tnbench.config import digest
 from tnbench.errors import RequestError, nearest, shown
-from tnbench.evaluation import task_data, task_files
+from tnbench.evaluation import ruler, task_data, task_files
 from tnbench.evaluation.cloze import PATH as CLOZE_FILE
 from tnbench.evaluation.loading import readable
 
@@ -124,6 +124,8 @@ def identified(
             made.append(replace(one, content=_shipped_content()))
         else:
             content = task_files.content(one.name, index, include)
+            if content is None and ruler.is_ruler(one.name):
+                content = ruler.content()
             made.append(replace(one, data=data, content=content, data_content=saved))
     return made
 
@@ -173,7 +175,8 @@ def _manager(tasks: Sequence[Asked], include: Path | None) -> Any:
     local = TaskManager(include_path=path, include_defaults=False)
     if not _unknown(names, local.task_index):
         return local
-    whole = TaskManager(include_path=path)
+    made = ruler.metadata() if any(map(ruler.is_ruler, names)) else None
+    whole = TaskManager(include_path=path, metadata=made)
     missing = _unknown(names, whole.task_index)
     if not missing:
         return whole

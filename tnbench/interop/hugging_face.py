@@ -74,7 +74,7 @@ def export(
         write_json(place / "config.json", _config(model, tokenizer, composition, context))
         special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
         write_json(place / "generation_config.json", special)
-        _write_tokenizer(place, tokenizer, context if model.position.limit else None)
+        write_tokenizer(place, tokenizer, context if model.position.limit else None)
         for source in sorted(TEMPLATE.glob("*.py")):
             shutil.copyfile(source, place / source.name)
         if manifest is not None:
@@ -133,7 +133,7 @@ def _config(
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, limit: int | None) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, limit: int | None) -> None:
     """tokenizer.json and tokenizer_config.json, which give the ids that the model was trained with.
 
     Text never turns into special tokens, and none is added to it. Padding stands on the left, where
