@@ -229,3 +229,29 @@ def test_large_vocabularies_need_wider_tokens(many: Path, own_cache: Path) -> No
     tokens = store._open(config(many), own_cache / "wide", Wide()).splits["tune"].tokens
     assert tokens.dtype == np.uint32
     assert tokens[0] == tokens[-1] == 69_999
+
+
+# ---------------------------------------------------------------------- a cache's folder as a corpus
+
+
+def test_a_prepared_folder_stands_for_its_corpus(many: Path, tmp_path: Path, own_cache: Path) -> None:
+    """Copied to a machine without the text: the same hash, tokens and tokenizer."""
+    there = prepare(config(many, tokenizer="bpe-300"), quiet=True)
+    elsewhere = tmp_path / "copied" / there.hash
+    shutil.copytree(there.folder, elsewhere)
+    here = prepare(config(elsewhere, tokenizer="bpe-300"), quiet=True)
+    assert (here.hash, here.tokenizer.hash) == (there.hash, there.tokenizer.hash)
+    for name in SPLITS:
+        assert np.array_equal(here.splits[name].tokens, there.splits[name].tokens)
+
+
+def test_a_prepared_folder_that_does_not_fit(many: Path, tmp_path: Path, own_cache: Path) -> None:
+    there = prepare(config(many, tokenizer="bpe-300"), quiet=True)
+    copy = tmp_path / there.hash
+    shutil.copytree(there.folder, copy)
+    assert "set data.tokenizer=bpe-300" in complaint(corpus=copy, tokenizer="bytes")
+    renamed = shutil.copytree(copy, tmp_path / "tokens")
+    assert "must keep its name" in complaint(corpus=renamed, tokenizer="bpe-300")
+    with open(copy / "train.tokens", "r+b") as file:
+        file.truncate(100)
+    assert "100 bytes instead of" in complaint(corpus=copy, tokenizer="bpe-300")

@@ -48,14 +48,14 @@ def opened(
         RequestError: the folder changes again and again, or as `build`.
     """
     for _ in range(3):  # more than once only where other processes rebuild the same damaged folder
-        problem = _problem(folder)
-        if problem is None:
+        wrong = problem(folder)
+        if wrong is None:
             try:
                 return load()
             except FileNotFoundError:
                 continue
         if folder.exists() and not quiet:
-            print(f"tnbench: {what} {folder} is damaged ({problem}): building it again", file=sys.stderr)
+            print(f"tnbench: {what} {folder} is damaged ({wrong}): building it again", file=sys.stderr)
         build()
     raise RequestError(f"{what} {folder} changes while it is used: remove it, or set TNBENCH_CACHE")
 
@@ -92,8 +92,8 @@ def write(folder: Path, fill: Callable[[Path], dict[str, Any]]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a cached folder, judged by the files' sizes alone."""
+def problem(folder: Path) -> str | None:
+    """What is wrong with a cached folder, judged by the files' sizes alone; None if nothing is."""
     try:
         sizes = json.loads((folder / "meta.json").read_bytes())["files"]
         for name, size in sizes.items():
@@ -114,14 +114,14 @@ def _install(temporary: Path, folder: Path) -> None:
     except OSError:
         if not folder.exists():
             raise
-        if _problem(folder) is None:
+        if problem(folder) is None:
             return
         aside = _fresh(folder)
         try:
             os.rename(folder, aside / "damaged")
             os.rename(temporary, folder)
         except OSError:
-            if _problem(folder) is not None:  # nobody else has put a good one there either
+            if problem(folder) is not None:  # nobody else has put a good one there either
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)

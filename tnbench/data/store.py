@@ -26,6 +26,7 @@ from tnbench.errors import RequestError
 FORMAT = 1
 PIECE = 1 << 20  # characters encoded in one go: bounds the memory that a long document takes
 GROUP = 4 * PIECE
+DIGEST = re.compile(r"[0-9a-f]{12}")
 WORD_START = re.compile(r"(?<=\S) (?=\S)")
 
 
@@ -42,6 +43,8 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> TokenData:
     """
     if isinstance(config.corpus, Component):
         return example_store.prepare(config.corpus, quiet=quiet)
+    if (Path(config.corpus).expanduser() / "meta.json").is_file():
+        return _prepared(Path(config.corpus).expanduser(), config)
     corpus = find_corpus(config.corpus, config.text_field)
     load = tokenizers.find_tokenizer(config.tokenizer)
     tokenizer = load() if load else None
@@ -60,6 +63,29 @@ def prepare(config: DataConfig, *, quiet: bool = False) -> TokenData:
         "the token cache",
         quiet,
     )
+    data.check_length(config.context)
+    return data
+
+
+def _prepared(folder: Path, config: DataConfig) -> TokenData:
+    """A folder of a token cache, perhaps another machine's, in place of the corpus that it was made of.
+
+    Raises:
+        RequestError: it is damaged, has lost its name, or was made with another tokenizer.
+    """
+    name = f"data.corpus = {config.corpus}"
+    wrong = cache.problem(folder)
+    if wrong is not None:
+        raise RequestError(f"{name}: {wrong}; copy the folder again, or prepare the corpus")
+    if not DIGEST.fullmatch(folder.resolve().name):
+        raise RequestError(f"{name}: the folder must keep its name in the cache, which is the data's hash")
+    made = json.loads((folder / "meta.json").read_bytes()).get("tokenizer")
+    if made is None:
+        raise RequestError(f"{name}: it holds examples; name their corpus, which is made anew in seconds")
+    if made != config.tokenizer:
+        raise RequestError(f"{name}: its text is in tokens of {made}; set data.tokenizer={made}")
+    load = tokenizers.find_tokenizer(config.tokenizer)
+    data = _open(config, folder, load() if load else None)
     data.check_length(config.context)
     return data
 
