@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,13 +20,14 @@ import yaml
 from small_suite import SUITE, LocalWorker, ablate, prepare_folder, start, stop_all, wait_for
 
 from tnbench import cli, report
-from tnbench.ablation import eval_worker, workers
+from tnbench.ablation import eval_results, eval_worker, workers
 from tnbench.ablation.eval_plan import POSITIONS, Subject
 from tnbench.ablation.eval_queue import FOR_EVALUATION
 from tnbench.ablation.execute import Ledger, execute
 from tnbench.ablation.suite import Suite, load_suite
 from tnbench.errors import RequestError
 from tnbench.evaluation import study
+from tnbench.evaluation.items import Item, summarise
 from tnbench.evaluation.study import Store
 from tnbench.report import html
 from tnbench.statistics import compare, compare_items
@@ -235,6 +237,36 @@ def test_the_summary_is_the_method_of_the_suite(finished: Path) -> None:
         assert values["stderr"] == pytest.approx(pd.Series(pairs[("cloze", "mine").index(task)][1]).sem())
 
 
+def test_questions_of_a_group_count_alike(folder: Path) -> None:
+    """Two members of 4 and 12 questions: the mean over all 16, and all bits over all bytes."""
+    plan = suite().evals
+    assert plan
+    plan.store.items_of("a").parent.mkdir(parents=True)
+    lines, items = [], []
+    for key, right, size in (("a", [1, 1, 1, 0], 3), ("b", [1] * 3 + [0] * 9, 5)):
+        asked = [
+            Item(n, f"{key}{n}", {"acc": float(one), "acc_norm": 0.0}, 4, 2.0 + n, size)
+            for n, one in enumerate(right)
+        ]
+        plan.store.items_of(key).write_text("".join(json.dumps(item.to_dict()) + "\n" for item in asked))
+        acc = {"value": sum(right) / len(right), "stderr": 0.1, "higher_is_better": True}
+        other = {"value": 0.0, "stderr": 0.0, "higher_is_better": True}
+        about = {"key": key, "task": key, "items": len(right), "chance": 0.25, "gold_bits_per_byte": 1.0}
+        lines.append({**about, "metrics": {"acc_norm": other, "acc": acc}})
+        items += asked
+    assert eval_results._metric("mmlu", [lines]) == "acc"
+    assert eval_results._metric("hellaswag", [lines]) == "acc_norm"
+    found = eval_results._items(plan, lines)
+    score = eval_results._value(lines, found, "acc")
+    assert score["value"] == score["answers"].mean() == 6 / 16
+    assert (score["questions"], score["chance"]) == (16, 0.25)
+    assert score["stderr"] == pytest.approx((0.4**2 + 1.2**2) ** 0.5 / 16)
+    bits = eval_results._bits(lines, found)
+    expected = sum(item.gold_nats or 0 for item in items) / sum(item.gold_bytes or 0 for item in items)
+    assert bits["value"] == pytest.approx(expected / math.log(2))
+    assert bits["stderr"] == pytest.approx(summarise(items).gold_bits_per_byte_stderr)
+
+
 @pytest.mark.slow
 def test_tuning_runs_are_not_asked(folder: Path) -> None:
     evals = {"tasks": "cloze", "limit": 2}
@@ -294,7 +326,8 @@ def test_what_cannot_be_asked_is_told_before_training(
     with pytest.raises(RequestError) as error:
         ablate(mode=mode)
     assert said in str(error.value)
-    assert not list(Path(".").glob("results/small/runs/*"))
+    assert str(error.value).startswith("small.yaml")
+    assert not Path("results").exists()
 
 
 def test_data_out_of_reach_are_told_before_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

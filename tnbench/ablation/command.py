@@ -14,7 +14,7 @@ from rich.console import Console
 from tnbench.ablation import display
 from tnbench.ablation.collect import collect, command_again
 from tnbench.ablation.eval_plan import EvalPlan
-from tnbench.ablation.eval_queue import preflight
+from tnbench.ablation.eval_queue import Asked, preflight
 from tnbench.ablation.execute import Ledger, ended_outcomes, execute
 from tnbench.ablation.plan import show_plan
 from tnbench.ablation.suite import Suite, load_suite
@@ -64,10 +64,9 @@ def ablate(
     if mode in ("run", "plan"):
         for variant in suite.variants:
             require_device(variant.config)
-    asked = None
-    if suite.evals and mode in ("run", "plan"):
-        with console.status("reading the tasks of the evaluation"):
-            asked = preflight(suite)
+    if mode in ("run", "report"):
+        _require_writable(suite)
+    asked = _asked(suite, console) if mode in ("run", "plan") else None
     if mode == "plan":
         show_plan(suite, workers, console)
         for line in display.evaluation_lines(suite, asked):
@@ -77,9 +76,6 @@ def ablate(
         console.print(display.plan_line(suite), highlight=False)
         console.print(display.status_table(suite))
         return 0
-    require_writable(suite.folder)
-    if suite.evals:
-        require_writable(suite.evals.folder)
     ledger = None
     if mode == "run":
         console.print(display.plan_table(suite, ended_outcomes(suite)))
@@ -90,6 +86,30 @@ def ablate(
         with display.Watcher(suite, console) as watcher:
             ledger = execute(suite, workers=workers, keep_weights=keep == "weights", watch=watcher)
     return _report(suite, ledger, console)
+
+
+def _require_writable(suite: Suite) -> None:
+    require_writable(suite.folder)
+    if suite.evals:
+        require_writable(suite.evals.folder)
+
+
+def _asked(suite: Suite, console: Console) -> Asked | None:
+    """What is to be evaluated, proven before any training.
+
+    Raises:
+        RequestError: it cannot be; folders that are still empty are gone again.
+    """
+    if suite.evals is None:
+        return None
+    try:
+        with console.status("reading the tasks of the evaluation"):
+            return preflight(suite)
+    except RequestError as error:
+        for folder in (suite.folder, suite.evals.folder, suite.folder.parent):
+            with suppress(OSError):
+                folder.rmdir()
+        raise RequestError(f"{suite.path}: {error}") from error
 
 
 def _report(suite: Suite, ledger: Ledger | None, console: Console) -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tnbench.ablation.eval_plan import POSITIONS, EvalPlan, Recorded
+from tnbench.ablation.eval_queue import Asked
 from tnbench.ablation.eval_results import scores_said
 from tnbench.ablation.eval_worker import Failures
 from tnbench.ablation.execute import Ledger
@@ -86,7 +87,7 @@ def plan_line(suite: Suite) -> str:
     )
 
 
-def evaluation_lines(suite: Suite, asked: tuple[dict[str, int], list[PlannedRun]] | None) -> list[str]:
+def evaluation_lines(suite: Suite, asked: Asked | None) -> list[str]:
     """What the reported runs are asked after their training, and how much of it is left.
 
     Args:
@@ -95,8 +96,7 @@ def evaluation_lines(suite: Suite, asked: tuple[dict[str, int], list[PlannedRun]
     plan = suite.evals
     if plan is None or asked is None:
         return []
-    questions, left = asked
-    parts = []
+    questions, parts = asked.questions, []
     for task in plan.tasks:
         shots = "" if task.fewshot is None else f", {task.fewshot} examples each"
         known = (
@@ -109,7 +109,7 @@ def evaluation_lines(suite: Suite, asked: tuple[dict[str, int], list[PlannedRun]
     line = f"evaluation of each reported run after its training: {'; '.join(parts)}"
     reported = [run for run in suite.runs() if run.phase == "report"]
     total = len(reported) or len(suite.variants) * len(suite.seeds)
-    missing = len(left) if reported else total
+    missing = len(asked.lacking) if reported else total
     if not missing:
         return [line, f"all {total} runs are evaluated"]
     asks = sum(questions.values())

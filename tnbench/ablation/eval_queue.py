@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from tnbench.ablation.eval_plan import Recorded
 from tnbench.ablation.eval_worker import Evaluation, Failures, record_failure
-from tnbench.ablation.suite import PlannedRun, Suite
-from tnbench.config import NO_TOKENIZER
+from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.errors import RequestError
 from tnbench.profiling.lines import RecordsError
 
@@ -134,21 +134,26 @@ class Evaluations:
                 run.folder.weights.unlink(missing_ok=True)
 
 
-def preflight(suite: Suite) -> tuple[dict[str, int], list[PlannedRun]]:
-    """Prove before any training that the runs can be asked, as far as it can be known.
+@dataclass(frozen=True)
+class Asked:
+    """What is still to be evaluated."""
 
-    Returns:
-        Questions of each task that some run was not asked yet, and the runs that lack something.
+    questions: dict[str, int]
+    """Of each task that some run was not asked yet."""
+    lacking: list[PlannedRun]
+    """Reported runs, as far as they are known, that something is still to be asked of."""
+
+
+def preflight(suite: Suite) -> Asked | None:
+    """Prove before any training that the runs can be asked, as far as it can be known; None: nothing is.
 
     Raises:
         RequestError: a task is unknown or broken, its data are out of reach, or windows are longer than the
             text.
     """
     plan = suite.evals
-    assert plan
-    for variant in suite.variants:
-        if variant.config.data.tokenizer == NO_TOKENIZER:
-            raise RequestError(f"evals: {variant.config.data.corpus} is no text: its models cannot be asked")
+    if plan is None:
+        return None
     if plan.by_position:
         for variant in suite.variants:
             _require_text(suite, variant)
@@ -162,10 +167,10 @@ def preflight(suite: Suite) -> tuple[dict[str, int], list[PlannedRun]]:
     if not reported:  # tuning comes first: which runs are reported depends on it
         names = set(plan.names)
     questions = plan.questions(sorted(names)) if names & {task.name for task in plan.tasks} else {}
-    return questions, [run for run in reported if run.folder.id in lacking]
+    return Asked(questions, [run for run in reported if run.folder.id in lacking])
 
 
-def _require_text(suite: Suite, variant: Any) -> None:
+def _require_text(suite: Suite, variant: Variant) -> None:
     run = suite.planned(variant, suite.seeds[0])
     assert suite.evals
     length = suite.evals.length(run.subject)

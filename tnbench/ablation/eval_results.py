@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tnbench.ablation.eval_plan import POSITIONS, EvalPlan, Recorded
+from tnbench.ablation.eval_plan import POSITIONS, EvalPlan, Recorded, in_keys
 from tnbench.ablation.eval_queue import NO_WEIGHTS
 from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.errors import RequestError
 from tnbench.evaluation import study, tasks
+from tnbench.evaluation.evaluating import reservations
 from tnbench.evaluation.items import NATS_PER_BIT, Item
 from tnbench.evaluation.outcomes import ACCURACIES
 from tnbench.profiling.lines import Line
@@ -80,6 +81,8 @@ def evaluated(suite: Suite, planned: Sequence[PlannedRun]) -> tuple[Evaluated | 
                 for seed in suite.seeds
             ]  # fmt: skip
     positions = [row for run in planned for row in _positions(plan, recorded, run)]
+    every = [line for found in lines.values() for line in found]
+    notes += dict.fromkeys(f"evaluation, {in_keys(text)}" for text in reservations(every))
     notes += _failures(plan, recorded, planned)
     notes += _strangers(plan, recorded, planned)
     return Evaluated(

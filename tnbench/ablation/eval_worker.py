@@ -55,6 +55,7 @@ def evaluate(job: Evaluation, tell: Callable[[str], None]) -> tuple[str, Failure
     from tnbench.evaluation.evaluating import run_model, session_on
     from tnbench.profiling.machine import machine
 
+    _hold_no_semaphore()
     plan, busy = job.plan, False
     failed: Failures = {}
     model = run_model(job.folder, job.variant, dict(plan.options), quiet=True)
@@ -146,6 +147,15 @@ def _told(error: Exception) -> tuple[str, str]:
     known = isinstance(error, ValueError | RecordsError) and str(error).strip()
     reason = in_keys(str(error).strip().splitlines()[0]) if known else first_line(error)
     return ("out_of_memory" if full else "failed"), reason
+
+
+def _hold_no_semaphore() -> None:
+    """tqdm's lock between processes would be left behind where this one is killed, and told of as a leak."""
+    import threading
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _release() -> None:

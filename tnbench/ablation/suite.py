@@ -261,7 +261,7 @@ def load_suite(
             device = ordered[0].config.training.device
             evals = EvalPlan.of(file.evals, path.parent, results, device)
         except RequestError as error:
-            raise RequestError(f"{at('evals')}: {error}") from error
+            raise RequestError(f"{at('evals').removesuffix(': evals')}: {error}") from error
     folder = results / path.stem
     return Suite(path.stem, path, file, base, ordered, chosen, folder, reader.data, settings, evals)
 

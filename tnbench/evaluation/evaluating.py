@@ -40,6 +40,7 @@ def evaluate(
     device: str,
     precision: str | None,
     max_length: int | None,
+    faithful: bool,
     results: Path,
     console: Console,
 ) -> int:
@@ -54,6 +55,7 @@ def evaluate(
         include: a folder of task files.
         data: a folder of saved data sets, as `task_data` finds them.
         device, precision, max_length: as for `HarnessModel`.
+        faithful: whether official checkpoints repeat the errors of the official code (docs/checkpoints.md).
         results: where runs are looked for, and in whose folder `evals` the records are written.
 
     Returns:
@@ -64,7 +66,9 @@ def evaluate(
     """
     device, name = machine(device)
     precision = precision or ("bf16" if device == "cuda" else "fp32")
-    models = [_model(run, results, device, precision, max_length) for run in runs]
+    models = [_model(run, results, device, precision, max_length, faithful) for run in runs]
+    if faithful and not any(model.identity.get("faithful") for model in models):
+        raise RequestError("--faithful is for official checkpoints; none of these is one")
     for index, model in enumerate(models):
         if any(model.identity == other.identity for other in models[:index]):
             raise RequestError(f"run {model.name} is given twice")
@@ -117,7 +121,7 @@ def evaluate(
             status = status or 1
     if shown:
         _show(store, shown, console)
-    for problem in dict.fromkeys([*problems, *_reservations(shown)]):
+    for problem in dict.fromkeys([*problems, *reservations(shown)]):
         console.print(f"note: {problem}", highlight=False, soft_wrap=True)
     if status == INTERRUPTED:
         console.print("interrupted: answers are kept; the same command goes on from there", highlight=False)
@@ -126,7 +130,7 @@ def evaluate(
     return status
 
 
-def _reservations(lines: Sequence[Line]) -> Iterator[str]:
+def reservations(lines: Sequence[Line]) -> Iterator[str]:
     """What a reader of the numbers should know."""
     for line in lines:
         where = f"task {line['task']}: "
@@ -154,7 +158,9 @@ def session_on(machine: str) -> Line:
 
 
 @readable()
-def _model(name: str, results: Path, device: str, precision: str, max_length: int | None) -> Model:
+def _model(
+    name: str, results: Path, device: str, precision: str, max_length: int | None, faithful: bool
+) -> Model:
     """A run, an export or an official checkpoint; its weights are read when the first question comes.
 
     Raises:
@@ -162,12 +168,12 @@ def _model(name: str, results: Path, device: str, precision: str, max_length: in
     """
     options = {"device": device, "precision": precision, "max_length": max_length}
     if name.startswith(foreign.HUB):
-        return _folder(foreign.of_hub(name), options, name)
+        return _folder(foreign.of_hub(name), options, name, faithful)
     path = Path(name)
     if path.suffix == foreign.GGUF and path.is_file():
         return _foreign(path, path.stem, options)
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
-        return _folder(path, options, path.resolve().name)
+        return _folder(path, options, path.resolve().name, faithful)
     folder = find_run(name, results)
     manifest = finished(folder)
     if manifest["config"]["data"]["tokenizer"] == NO_TOKENIZER:
@@ -196,7 +202,7 @@ def run_model(
     return Model(label, {"run": folder.id, **options}, opened)
 
 
-def _folder(folder: Path, options: dict[str, Any], label: str) -> Model:
+def _folder(folder: Path, options: dict[str, Any], label: str, faithful: bool) -> Model:
     """A folder that `tnbench export` has written, one of the official checkpoints, or another maker's."""
     kind = exported.model_type(folder)
     if kind not in (exported.TYPE, official_layout.MODEL_TYPE):
@@ -220,14 +226,17 @@ def _folder(folder: Path, options: dict[str, Any], label: str) -> Model:
         if kind == official_layout.MODEL_TYPE:
             from tnbench.interop.official import context_of, load_official
 
-            model, tokenizer, values = load_official(folder, options["device"])
+            model, tokenizer, values = load_official(folder, options["device"], faithful)
             context = context_of(folder, values)
         else:
             model, tokenizer, context = exported.load_exported(folder, options["device"])
         given = {**options, "max_length": options["max_length"] or context}
         return HarnessModel(model=model, tokenizer=tokenizer, **given)
 
-    return Model(f"{label} {content}", {"weights": content, **options}, opened)
+    identity: dict[str, Any] = {"weights": content, **options}
+    if faithful and kind == official_layout.MODEL_TYPE:
+        identity["faithful"] = "faithful"
+    return Model(f"{label} {content}", identity, opened)
 
 
 def _foreign(path: Path, label: str, options: dict[str, Any]) -> Model:

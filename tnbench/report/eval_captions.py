@@ -29,7 +29,7 @@ def caption(results: SuiteResults) -> list[str]:
     }
     low = [label for label, mine in every.items() if mine and all(one.below_resolution for one in mine)]
     if low:
-        lines.append(f"No variant is above guessing on {', '.join(low)}.")
+        lines.append(f"No variant is above guessing on {'; '.join(low)}.")
     if any(one.unresolved for one in results.task_summaries):
         lines.append("Two scores below resolution are not told apart, whatever their p.")
     families = {one.measure: one.comparison.comparisons for one in results.task_summaries if one.comparison}
