@@ -188,6 +188,7 @@ def evaluate(
     device: DeviceOption = Device.auto,
     precision: generation.PrecisionOption = None,
     max_length: generation.MaxLength = None,
+    faithful: generation.Faithful = False,
     by_position: generation.ByPosition = None,
     results: ResultsOption = Path("results"),
 ) -> None:
@@ -199,13 +200,13 @@ def evaluate(
 
     name = precision.value if precision else None
     if by_position is not None:
-        if any(option is not None for option in (tasks, fewshot, limit, include, task_data, max_length)):
+        if faithful or any(x is not None for x in (tasks, fewshot, limit, include, task_data, max_length)):
             raise RequestError("--by-position reads the corpus: tasks and their options do not go with it")
         leave(reading.by_position(runs, by_position, device.value, name, results, _console()))
     leave(
         evaluating.evaluate(
             runs, words=tasks, fewshot=fewshot, limit=limit, include=include, data=task_data, precision=name,
-            device=device.value, max_length=max_length, results=results, console=_console()
+            device=device.value, max_length=max_length, faithful=faithful, results=results, console=_console()
         )
     )  # fmt: skip
 

@@ -141,6 +141,13 @@ def test_what_is_wrong_is_said_in_a_line(
     assert not (results / study.FOLDER / "records.jsonl").exists()
 
 
+def test_only_official_checkpoints_are_faithful(
+    results: Path, whole: RunFolder, capsys: pytest.CaptureFixture
+):
+    assert tnbench(whole.id, "--faithful", "--results", results) == 2
+    assert "--faithful is for official checkpoints" in capsys.readouterr().err
+
+
 def test_data_out_of_reach(
     results: Path, whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -116,3 +116,12 @@ def test_a_checkpoint_is_evaluated(spoken: Path, tmp_path: Path, capsys: pytest.
     (line,) = study.Store(tmp_path / study.FOLDER).read()[0]
     assert line["model"].startswith("official ")
     assert line["gold_bits_per_byte"] > 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--faithful"])
+    assert ended.value.code == 0
+    _, again = study.Store(tmp_path / study.FOLDER).read()[0]
+    assert again["identity"]["faithful"]
+    assert again["gold_bits_per_byte"] == pytest.approx(line["gold_bits_per_byte"], rel=1e-6)  # in fp32
+    assert f"{again['model']}, faithful" in " ".join(
+        (tmp_path / study.FOLDER / "table.md").read_text().split()
+    )

@@ -58,6 +58,12 @@ MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=2, help="Tokens given at a time. Default: the trained context."),
 ]
+Faithful = Annotated[
+    bool,
+    typer.Option(
+        "--faithful", help="Official checkpoints with the official code's errors.", show_default=False
+    ),
+]
 ByPosition = Annotated[
     str | None,
     typer.Option(

@@ -18,7 +18,7 @@ from tnbench.profiling.lines import Line
 from tnbench.profiling.texts import markdown_table
 from tnbench.report.formats import escape_markdown
 from tnbench.report.results import Frame
-from tnbench.report.words import NOTHING
+from tnbench.report.words import BELOW, NOTHING
 from tnbench.statistics import compare_items, holm, verdicts
 
 ALPHA = 0.05
@@ -36,7 +36,7 @@ COMPARED = (
     "task", "fewshot", "limit", "metric", "model", "base", "difference", "low", "high", "p", "items",
     "p_holm", "comparisons", "verdict", "key",
 )  # fmt: skip
-OPTIONS = {"max_length": "max length ", "precision": "", "device": ""}
+OPTIONS = {"max_length": "max length ", "precision": "", "device": "", "faithful": ""}
 """Of an identity, and how they are written."""
 HEADS = ["task", "model", "metric", "value", "± standard error", "chance", "against the first model"]
 
@@ -188,7 +188,7 @@ def cells(frame: Frame, compared: Frame) -> list[list[str]]:
         pair = pairs.get((row["key"], ITEM_BITS if row["metric"] == BITS else row["metric"]))
         chance = NOTHING if pd.isna(row["chance"]) else f"{row['chance']:.3f}"
         if row["at_chance"] is True:
-            chance += ", not above it"
+            chance += f"; {BELOW}"
         said = NOTHING
         if pair is not None:
             said = f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}] {pair['verdict']}"

@@ -20,7 +20,7 @@ def caption(results: SuiteResults) -> list[str]:
     ]
     if any(math.isfinite(one.chance) for one in results.task_summaries):
         lines.append(
-            f"Chance: the score of guessing; {eval_tables.BELOW}: the {percent} interval of the score over "
+            f"Chance: the score of guessing; {words.BELOW}: the {percent} interval of the score over "
             "questions reaches down to it, so that the score says nothing of the model."
         )
     every = {

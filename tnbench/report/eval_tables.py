@@ -12,7 +12,6 @@ from tnbench.report.tables import Cell, Column, Grid, costs, quality
 
 JOINED = 2
 """Tasks that find room beside the costs of a variant; with more, they have a table of their own only."""
-BELOW = "below resolution at this size"
 
 
 def shown(results: SuiteResults) -> bool:
@@ -155,7 +154,7 @@ def chance(one: TaskSummary) -> str:
     """`0.250; below resolution at this size`."""
     if not math.isfinite(one.chance):
         return words.NOTHING
-    return f"{one.chance:.3f}" + (f"; {BELOW}" if one.below_resolution else "")
+    return f"{one.chance:.3f}" + (f"; {words.BELOW}" if one.below_resolution else "")
 
 
 def lost(one: TaskSummary) -> str:

@@ -12,6 +12,8 @@ from tnbench.statistics import MOST_PAIRS, Comparison, Interval
 
 MINUS = "−"
 NOTHING = "–"
+BELOW = "below resolution at this size"
+"""What a score is that is not above chance."""
 
 
 def decimals(half_width: float) -> int:
