@@ -511,7 +511,7 @@ def test_the_status_counts_evaluations(
     monkeypatch.setenv("COLUMNS", "200")
     for mode, said in (
         ("--status", "0/3"),
-        ("--plan", "4 of 4 runs still to be evaluated, 84 questions in all"),
+        ("--plan", "4 of 4 runs still to be evaluated, 84 questions in all: about"),
     ):
         with pytest.raises(SystemExit) as left:
             cli.main(["ablate", "small.yaml", mode, "--device", "cpu"])

@@ -172,3 +172,11 @@ def test_a_text_has_no_answers(tmp_path):
     variants = {"a": {}, "b": {"model.gate": False}}
     said = refused(tmp_path, variants=variants, analysis={"metric": "val_answer_error"})
     assert "no such value; known for it: val_bits_per_byte, val_loss_nats, val_loss_bits" in said
+
+
+@pytest.mark.parametrize("name", ["evals", "kernels", "models"])
+def test_folders_of_other_records_are_no_suites(name, tmp_path):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"base": BASE, "variants": {"a": {}}}))
+    with pytest.raises(RequestError, match="holds other records; give the suite another name"):
+        load_suite(str(path), tmp_path / "results", quiet=True)

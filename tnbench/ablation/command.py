@@ -68,9 +68,7 @@ def ablate(
         _require_writable(suite)
     asked = _asked(suite, console) if mode in ("run", "plan") else None
     if mode == "plan":
-        show_plan(suite, workers, console)
-        for line in display.evaluation_lines(suite, asked):
-            console.print(line, highlight=False, soft_wrap=True)
+        show_plan(suite, workers, asked, console)
         return 0
     if mode == "status":
         console.print(display.plan_line(suite), highlight=False)

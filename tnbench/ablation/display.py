@@ -91,7 +91,7 @@ def evaluation_lines(suite: Suite, asked: Asked | None) -> list[str]:
     """What the reported runs are asked after their training, and how much of it is left.
 
     Args:
-        asked: what `evaluations.preflight` found; None without evaluations.
+        asked: what `eval_queue.preflight` found; None without evaluations.
     """
     plan = suite.evals
     if plan is None or asked is None:
@@ -99,10 +99,8 @@ def evaluation_lines(suite: Suite, asked: Asked | None) -> list[str]:
     questions, parts = asked.questions, []
     for task in plan.tasks:
         shots = "" if task.fewshot is None else f", {task.fewshot} examples each"
-        known = (
-            f" ({words.counted(questions[task.name], 'question')}{shots})" if task.name in questions else ""
-        )
-        parts.append(task.name + known)
+        asks = questions.get(task.name)
+        parts.append(task.name + (f" ({words.counted(asks.count, 'question')}{shots})" if asks else ""))
     if plan.by_position:
         lengths = {plan.length(suite.planned(one, suite.seeds[0]).subject) for one in suite.variants}
         parts.append(f"{POSITIONS}, in windows of {' or '.join(map(str, sorted(lengths)))} tokens")
@@ -112,8 +110,8 @@ def evaluation_lines(suite: Suite, asked: Asked | None) -> list[str]:
     missing = len(asked.lacking) if reported else total
     if not missing:
         return [line, f"all {total} runs are evaluated"]
-    asks = sum(questions.values())
-    each = f", {missing * asks:,} questions in all" if asks else ""
+    count = missing * sum(asks.count for asks in questions.values())
+    each = f", {count:,} questions in all" if count else ""
     return [line, f"{missing} of {words.counted(total, 'run')} still to be evaluated{each}"]
 
 

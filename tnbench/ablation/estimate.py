@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
+from tnbench.ablation.eval_queue import Asked
 from tnbench.ablation.suite import Suite, Variant
+from tnbench.evaluation.by_position import read_tokens
 from tnbench.model import LanguageModel
 from tnbench.training.environment import autocast, settings
 from tnbench.training.optimizer import adamw
@@ -44,6 +47,31 @@ def seconds_per_run(suite: Suite, variant: Variant) -> float | None:
     evaluated += data.evaluation("report", context, max_bytes=FINAL_BYTES).tokens
     trained = training.total_steps * training.batch_tokens
     return (step * trained + forward * evaluated) / (sequences * context)
+
+
+def seconds_per_evaluation(suite: Suite, variant: Variant, asked: Asked) -> float | None:
+    """Reading all that a run is asked, from a forward pass; None where that would be long, or texts are made.
+
+    The start of lm-eval, and what questions share, are left out.
+    """
+    assert suite.evals
+    training, context = variant.config.training, variant.config.data.context
+    sequences = max(1, TRIAL_TOKENS // context)
+    if variant.flops_per_token * sequences * context > LARGEST and training.device == "cpu":
+        return None
+    data = suite.data_of(variant)
+    text = data.splits["report"]
+    read = sum(one.bytes_read for one in asked.questions.values()) * len(text.tokens) / text.text_bytes
+    if math.isnan(read):
+        return None
+    if suite.evals.by_position:
+        read += read_tokens(len(text.tokens), suite.evals.length(suite.planned(variant, 0).subject))
+    tokens = data.batch(0, 0, sequences, context).to(training.device)
+    with settings(training):
+        model = LanguageModel(variant.config.model, data.vocab_size, context).to(training.device).eval()
+        with torch.inference_mode(), autocast(training.device, training.precision):
+            forward = _typical(lambda: model(inputs_and_targets(tokens)[0]), training.device)
+    return forward * read / (sequences * context)
 
 
 def _typical(work: Callable[[], object], device: str) -> float:

@@ -6,21 +6,24 @@ has made, the other does not make again.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tnbench.ablation.eval_keys import Evals
 from tnbench.config import digest
 from tnbench.errors import RequestError
 from tnbench.evaluation import by_position, study, task_data, tasks
-from tnbench.evaluation.task_loading import load
+from tnbench.evaluation.task_loading import load, without_bars
 from tnbench.profiling.lines import Line
 
+FIRST = 8
+"""Questions of a task by which its length is judged."""
 POSITIONS = "loss by position"
 """Stands for the reading by position among the names of tasks."""
 OPTIONS = re.compile(r"--(tasks|num-fewshot|limit|include-path|task-data|max-length|precision|by-position)\b")
@@ -42,6 +45,14 @@ def in_keys(text: str) -> str:
     'give a folder (evals.task_data)'
     """
     return OPTIONS.sub(lambda found: "evals." + found[1].replace("-", "_"), text)
+
+
+class Questions(NamedTuple):
+    """How much a task asks of a model."""
+
+    count: int
+    bytes_read: float
+    """Of contexts, each once, and answers to choose from; NaN where texts are made."""
 
 
 @dataclass(frozen=True)
@@ -148,21 +159,20 @@ class EvalPlan:
             found[POSITIONS] = digest(self.window(subject))
         return found
 
-    def questions(self, names: Sequence[str]) -> dict[str, int]:
-        """Questions of the tasks with these names, whose data are read.
+    def questions(self, names: Sequence[str]) -> dict[str, Questions]:
+        """How much there is to answer of the tasks with these names, whose data are read.
 
         Raises:
             RequestError: a task is unknown or broken, or its data are out of reach.
         """
-        counts = {}
+        found = {}
         with as_keys():
             manager = self.manager()
             for task in self.tasks:
                 if task.name in names:
-                    found = [leaf for one in load(task, manager) for leaf in _leaves(one)]
-                    sizes = [len(leaf.eval_docs) for leaf in found]
-                    counts[task.name] = sum(min(size, self.limit or size) for size in sizes)
-        return counts
+                    leaves = [leaf for one in load(task, manager) for leaf in _leaves(one)]
+                    found[task.name] = _counted(leaves, self.limit)
+        return found
 
     def manager(self) -> Any:
         """lm-eval's index with the plan's tasks; reading it takes seconds.
@@ -172,6 +182,25 @@ class EvalPlan:
         """
         words = ",".join(task.name for task in self.tasks)
         return tasks.wanted(words, None, include=self.include, data=self.data).manager
+
+
+def _counted(leaves: Sequence[Any], limit: int | None) -> Questions:
+    """Questions of lm-eval's tasks, and what is read for them, from the first of each."""
+    count, read = 0, 0.0
+    for leaf in leaves:
+        size = len(leaf.eval_docs)
+        asked = min(size, limit or size)
+        with without_bars():
+            leaf.build_all_requests(limit=min(FIRST, asked))
+        contexts = {(one.doc_id, one.args[0]) for one in leaf.instances}
+        texts = sum(len(text.encode()) for _, text in contexts)
+        if leaf.OUTPUT_TYPE == "generate_until":
+            read = math.nan  # how long the texts will be, nobody knows
+        elif leaf.OUTPUT_TYPE != "loglikelihood_rolling":
+            texts += sum(len(one.args[1].encode()) for one in leaf.instances)
+        read += asked * texts / min(FIRST, asked)
+        count += asked
+    return Questions(count, read)
 
 
 def _asked(evals: Evals, include: Path | None, data: Path | None) -> list[tasks.Asked]:

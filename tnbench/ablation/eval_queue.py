@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tnbench.ablation.eval_plan import Recorded
+from tnbench.ablation.eval_plan import Questions, Recorded
 from tnbench.ablation.eval_worker import Evaluation, Failures, record_failure
 from tnbench.ablation.suite import PlannedRun, Suite, Variant
 from tnbench.errors import RequestError
@@ -138,7 +138,7 @@ class Evaluations:
 class Asked:
     """What is still to be evaluated."""
 
-    questions: dict[str, int]
+    questions: dict[str, Questions]
     """Of each task that some run was not asked yet."""
     lacking: list[PlannedRun]
     """Reported runs, as far as they are known, that something is still to be asked of."""

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from tnbench.ablation import display
 from tnbench.ablation.collect import collect
-from tnbench.ablation.estimate import seconds_per_run
+from tnbench.ablation.estimate import seconds_per_evaluation, seconds_per_run
+from tnbench.ablation.eval_queue import Asked
 from tnbench.ablation.execute import default_workers, ended_outcomes
 from tnbench.ablation.noise import NoiseFloor, noise_floor
 from tnbench.ablation.suite import Suite
@@ -17,14 +18,20 @@ from tnbench.report.results import METRICS
 from tnbench.statistics import MOST_PAIRS, POWER, detectable_difference, pairs_needed
 
 
-def show_plan(suite: Suite, workers: int | None, console: Console) -> None:
-    """Print each variant's size and cost, the time that is left, and the smallest detectable difference."""
+def show_plan(suite: Suite, workers: int | None, asked: Asked | None, console: Console) -> None:
+    """Print each variant's size and cost, the time that is left, and the smallest detectable difference.
+
+    Args:
+        asked: what is to be evaluated after the training; None for nothing.
+    """
     outcomes = ended_outcomes(suite)
     with console.status("timing a few steps of each variant"):
         seconds = {variant.name: seconds_per_run(suite, variant) for variant in suite.variants}
+        evaluations = _evaluations(suite, workers, asked) if asked else []
     console.print(display.plan_table(suite, outcomes, seconds))
     lines = [display.plan_line(suite), *tuning_lines(suite)]
     lines.append(_missing(suite, outcomes, seconds, workers))
+    lines += evaluations
     lines += detectable_lines(suite, noise_floor(collect(suite)))
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -45,6 +52,23 @@ def _missing(
         return f"{len(missing)} runs are missing"
     rough = words.duration(sum(time for time in times if time) / max(count, 1))
     return f"{len(missing)} runs are missing: about {rough} of training with {count} at a time"
+
+
+def _evaluations(suite: Suite, workers: int | None, asked: Asked) -> list[str]:
+    """What is asked after the training, and how long that takes."""
+    lines = display.evaluation_lines(suite, asked)
+    lacking = [run.variant.name for run in asked.lacking]
+    if not any(run.phase == "report" for run in suite.runs()):  # they are not known yet
+        lacking = [variant.name for variant in suite.variants for _ in suite.seeds]
+    if not lacking:
+        return lines
+    each = {one.name: seconds_per_evaluation(suite, one, asked) for one in suite.variants}
+    times = [each[name] for name in lacking]
+    if None not in times:
+        count = min(workers, len(lacking)) if workers else default_workers(suite, len(lacking))
+        rough = words.duration(sum(time for time in times if time) / max(count, 1))
+        lines[-1] += f": about {rough} of reading with {count} at a time"
+    return lines
 
 
 def tuning_lines(suite: Suite) -> list[str]:

@@ -25,6 +25,8 @@ from tnbench.resolution import flatten, resolve
 
 MOST_RUNS = 10_000
 """Runs of a suite; planning alone takes seconds for so many."""
+RESERVED = ("evals", "kernels", "models")
+"""Folders of results that other commands write to."""
 REPEAT_STRIDE = 10**9
 """The k-th repeat of a configuration draws its weights with seed + k · REPEAT_STRIDE."""
 
@@ -255,6 +257,8 @@ def load_suite(
     chosen = list(file.seeds.report) if seeds is None else list(range(seeds))
     if both := set(chosen) & set(file.seeds.tune if file.tune else ()):
         raise RequestError(f"--seeds {seeds}: seed {min(both)} is a tuning seed of {path}; use fewer")
+    if path.stem in RESERVED:
+        raise RequestError(f"{path}: {results / path.stem} holds other records; give the suite another name")
     evals = None
     if file.evals:
         try:

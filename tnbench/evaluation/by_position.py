@@ -73,6 +73,16 @@ def length_of(text: str, context: int) -> int:
     return length
 
 
+def read_tokens(tokens: int, length: int) -> int:
+    """Targets that are read of a text of so many tokens, in windows of `length`."""
+    return _windows((tokens - 1) // length, length) * length
+
+
+def _windows(count: int, length: int) -> int:
+    """How many of `count` windows are read."""
+    return min(count, max(FEWEST, TOKENS // length))
+
+
 @torch.inference_mode()
 def losses(model: LanguageModel, stream: Tensor, length: int) -> Tensor:
     """−log p of every target, (windows, length), in nats.
@@ -93,9 +103,7 @@ def losses(model: LanguageModel, stream: Tensor, length: int) -> Tensor:
     limit = model.position.limit
     if limit is not None and length > limit:
         raise ValueError(f"learned absolute positions end at {limit}")
-    chosen = np.unique(
-        np.linspace(0, count - 1, min(count, max(FEWEST, TOKENS // length))).round().astype(int)
-    )
+    chosen = np.unique(np.linspace(0, count - 1, _windows(count, length)).round().astype(int))
     device = model.embedding.weight.device
     found = []
     for part in np.array_split(chosen, math.ceil(len(chosen) / ROWS)):
