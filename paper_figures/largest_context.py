@@ -13,6 +13,7 @@ from tnbench.paper_figures.shared.records import Records
 from tnbench.paper_figures.shared.speed import exactly
 from tnbench.paper_figures.shared.tables import OURS, Built, Row, Stamp, of_paper
 from tnbench.paper_figures.shared.verdicts import Claim, Expects, Finding, Verdict
+from tnbench.profiling.lines import canonical
 from tnbench.statistics import Interval
 
 ABOUT = About(
@@ -89,11 +90,11 @@ def _of(where: str, found, stamps: list[Stamp]) -> list[Row]:
     stamps += [
         Stamp(where, "models", code, code_hash()) for code in dict.fromkeys(line["code"] for line in lines)
     ]
-    largest = {(line["case"]["size"], line["variant"]): line["value"] for line in lines}
+    largest = {(canonical(line["case"]), line["variant"]): line["value"] for line in lines}
     rows = []
     for line in lines:
         size, variant, value = line["case"]["size"], line["variant"], float(line["value"])
-        base = largest.get((size, RIVAL)) if variant == OURSELVES else None
+        base = largest.get((canonical(line["case"]), RIVAL)) if variant == OURSELVES else None
         device = found.sessions.get(line["session"], {}).get("device")
         pair: dict[str, Any] = {"base": Interval(float(base), math.nan, math.nan, 1)} if base else {}
         if base:

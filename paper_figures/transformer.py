@@ -19,8 +19,8 @@ CLAIMS = (
     ),
     Claim(
         "gpt2",
-        "Not asked by the paper: a GPT-2-style Transformer (LayerNorm, learned positions, GELU) against the "
-        "strong one that the claim above is tested on (RMSNorm, RoPE, SwiGLU).",
+        "Not asked by the paper: a GPT-2-style Transformer (LayerNorm, learned positions, GELU); the claim "
+        "above is tested on a strong one (RMSNorm, RoPE, SwiGLU).",
         Expects.open,
         "gpt2",
     ),

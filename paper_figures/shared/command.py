@@ -73,7 +73,7 @@ def figures(
     if not check:
         _require_folder(out)
     built = {name: (about, registry.module(name).build(Records(root))) for name, about in abouts.items()}
-    report = "" if names else page(built, root, out)
+    report = "" if names else page(built, root, out, drawn=not check)
     if check:
         return _check(built, out, root, report, console)
     return _write(built, out, root, report, console)

@@ -61,6 +61,7 @@ class Machine:
                         setting,
                         (block.id,),
                         block.line["command"],
+                        MODES[block.case["mode"]],
                     )
                 )
         return found

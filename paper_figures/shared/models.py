@@ -10,6 +10,7 @@ from tnbench.paper_figures.shared.speed import Pair
 from tnbench.paper_figures.shared.tables import OURS, Row, Stamp
 from tnbench.statistics import Interval
 
+MODES = {"train": "training", "prefill": "prefill", "decode": "decoding"}
 OURSELVES, RIVAL = "transnormerllm", "transformer"
 
 
@@ -63,6 +64,7 @@ class Machine:
                         self.setting(block),
                         (block.line["block"],),
                         block.line["command"],
+                        MODES[block.case["mode"]],
                     )
                 )
         return found

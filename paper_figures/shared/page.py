@@ -24,6 +24,7 @@ from tnbench.report.tables import Cell, Grid
 
 SUITE_PAGE = Path(tnbench.report.__file__).with_name("template.html.j2")
 """Its style and the script that sorts tables are this page's too."""
+UNDRAWN = "<svg></svg>"
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,21 @@ class Section:
     ids: int
 
 
-def page(built: Mapping[str, tuple[About, Built]], root: Path, out: Path) -> str:
+def page(built: Mapping[str, tuple[About, Built]], root: Path, out: Path, drawn: bool = True) -> str:
     """The page, with everything in it: text, figures, tables, style and script.
 
     Args:
         built: figure → what its module made of the records.
         root: the folder of the records.
         out: the folder that the page stands in.
+        drawn: False leaves the figures empty, for a comparison of all else.
     """
     groups = {
         module.replace("_", "-"): group for group, modules in registry.GROUPS.items() for module in modules
     }
     toward = os.path.relpath(root, out)
     toward = "" if toward == "." else f"{Path(toward).as_posix()}/"
-    sections = [_section(about, one, groups[name], toward) for name, (about, one) in built.items()]
+    sections = [_section(about, one, groups[name], toward, drawn) for name, (about, one) in built.items()]
     lines = [line for section in sections for line in section.lines]
     counts = Counter(line.finding.verdict for line in lines)
     environment = Environment(
@@ -105,7 +107,7 @@ def _of_suites() -> tuple[str, str]:
     return style, script
 
 
-def _section(about: About, built: Built, group: str, toward: str) -> Section:
+def _section(about: About, built: Built, group: str, toward: str, drawn: bool) -> Section:
     table = _published(about)
     notes = list(built.notes)
     notes += [
@@ -118,7 +120,7 @@ def _section(about: About, built: Built, group: str, toward: str) -> Section:
         group=group,
         place=published.place(table.get("where", {})) or "no table or figure of the paper",
         lines=[_line(about, finding, toward) for finding in built.findings],
-        drawing=inline_svg(built.figure),
+        drawing=inline_svg(built.figure).strip() if drawn else UNDRAWN,
         table=grid(built.rows),
         links=[_link(row, toward) for row in built.rows],
         inconsistencies=published.inconsistencies(tuple(table.get("inconsistent", ()))),

@@ -176,15 +176,22 @@ class Records:
                 yield path.parent.relative_to(self.root).as_posix(), Store(path.parent).read()
 
     def evaluations(self) -> Frame | None:
-        """Results of lm-eval's tasks, a row per model, task and metric; None where nothing was asked."""
-        folder = self.root / "evals"
-        if not (folder / "records.jsonl").exists():
-            return None
-        from tnbench.evaluation import outcomes
-        from tnbench.evaluation.study import Store
+        """Results of lm-eval's tasks, as `tnbench eval` tabled its records: a row per model, task and metric.
 
-        lines, _ = Store(folder).read()
-        return outcomes.rows(lines) if lines else None
+        None where nothing was asked.
+
+        Raises:
+            RequestError: the table cannot be read.
+        """
+        table = self.root / "evals" / "results.csv"
+        if not table.exists():
+            return None
+        try:
+            found: Frame = pd.read_csv(table)
+            _ = found[["task", "model", "metric", "value", "stderr", "items", "fewshot", "limit", "key"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise RequestError(f"{table} cannot be read; tnbench eval writes it again") from error
+        return found
 
     def inference_error(self) -> dict[str, Any] | None:
         """The study of both inference forms; None where there is none."""

@@ -1,7 +1,7 @@
 """Generated numbers in Markdown: each stands in a span that names its record and field.
 
-    <!-- record quickstart/comparisons.csv [variant = decay-only] difference +.3f interval -->+0.246 [+0.189,
-    +0.304]<!-- end -->
+    worse by <!-- record quickstart/comparisons.csv [variant = decay-only] difference +.3f interval -->+0.246
+    [+0.189, +0.304]<!-- end --> bits per byte
 
 A span names a CSV or JSON file under the records' folder, in brackets the rows (column = value, with
 commas), and after that fields, each with Python's format for numbers; several fields are separated by
@@ -19,9 +19,10 @@ semicolons and are shown with commas between them, or in a table's row with bars
 
 What is no measurement of ours, such as a limit or a setting, is marked with its reason and stays as it is:
 
-    <!-- given limit of the command -->5 minutes<!-- end -->
+    at most <!-- given limit of the command -->5 minutes<!-- end -->
 
-In JSON, a field is a dotted path and there are no brackets.
+In JSON, a field is a dotted path and there are no brackets. A span does not begin a line: for Markdown, a
+line that begins with a comment ends the paragraph.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tnbench.report.words import MINUS
 
 SPAN = re.compile(r"<!-- (?P<kind>record|given) (?P<what>[^>]*?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 OPEN = re.compile(r"<!-- (?:record|given)\b")
-WHAT = re.compile(r"(?P<path>\S+)\s*(?:\[(?P<rows>.*)\])?\s*(?P<fields>[^\]]+)", re.DOTALL)
+WHAT = re.compile(r"(?P<path>\S+)(?:\s+\[(?P<rows>.*)\])?\s+(?P<fields>[^\]]+)", re.DOTALL)
 FIELD = re.compile(
     r"(?:(?P<over>\w+)\((?P<inner>[^)]*)\)|(?P<name>\S+))\s+(?P<form>\S+?)(?P<ends>\s+interval)?"
 )
@@ -84,6 +85,12 @@ def rendered(page: str, root: Path) -> tuple[str, list[str]]:
         f"line {_line(page, found.start())}: a span is not closed with <!-- end -->"
         for found in OPEN.finditer(page)
         if not SPAN.match(page, found.start())
+    ]
+
+    problems += [
+        f"line {_line(page, found.start())}: a span may not begin a line: Markdown would end the paragraph"
+        for found in SPAN.finditer(page)
+        if not page[page.rfind("\n", 0, found.start()) + 1 : found.start()].strip()
     ]
 
     def again(found: re.Match[str]) -> str:

@@ -34,7 +34,8 @@ class Pair:
     setting: str
     runs: Sequence[str]
     command: str
-    stale: bool = False
+    mode: str = ""
+    """What was timed: forward, training, decoding."""
 
 
 def judge(
@@ -62,7 +63,7 @@ def judge(
             Row(
                 pair.own_name,
                 OURS,
-                RATIO,
+                f"{RATIO}, {pair.mode}" if pair.mode else RATIO,
                 TIMES,
                 against=pair.other_name,
                 setting=pair.setting,
