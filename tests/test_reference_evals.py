@@ -17,7 +17,7 @@ STORE = Store(ROOT / "results" / "reference" / "evals")
 
 
 def section() -> str:
-    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text())
     found = text[text.index("## What the quickstart's models know") :]
     return " ".join(found[: found.index("\n## ", 5)].replace("−", "-").split())
 

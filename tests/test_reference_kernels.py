@@ -111,7 +111,7 @@ def versions(frame: Frame) -> dict[str, str]:
 
 def section(page: str, heading: str) -> str:
     """A section in one line, without links, commands and names of files."""
-    text = (ROOT / page).read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    text = re.sub(r"<!--.*?-->", "", (ROOT / page).read_text()).split(f"## {heading}\n")[1].split("\n## ")[0]
     text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)
     return " ".join(
         re.sub(r"`tnbench[^`]*`|`lightning2`|float64|bf16|fp32|1k to 128k|\|[-|]+\|", "", text).split()
