@@ -17,7 +17,7 @@ from tnbench.statistics import compare
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
 RECALL = ("recall-needle",)
-DOMAINS = {"digits": ("val_pixel_bits", "val_class_error")}
+DOMAINS = {"digits": ("val_pixel_bits", "val_class_error"), "series": ("val_sample_bits", "val_class_error")}
 
 
 def runs_of(suite: str) -> Any:
