@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import DIFFS, suite
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from rich.console import Console
 from test_report import Page
 
@@ -18,7 +21,16 @@ from tnbench import report
 from tnbench.evaluation import outcomes
 from tnbench.evaluation.items import Item
 from tnbench.evaluation.study import Store
-from tnbench.report import eval_captions, eval_frames, eval_tables, html, plots, positions_plot, write_reports
+from tnbench.report import (
+    eval_captions,
+    eval_frames,
+    eval_tables,
+    formats,
+    html,
+    plots,
+    positions_plot,
+    write_reports,
+)
 from tnbench.report.evaluations import BITS, EVAL_COLUMNS, POSITION_COLUMNS, SCORE, Evaluated
 from tnbench.report.results import SuiteResults
 from tnbench.statistics import holm, paired_difference
@@ -223,6 +235,25 @@ def test_every_format_has_the_evaluations(
     write_reports(suite(), tmp_path)
     assert not {*report.OF_TASKS, *report.OF_POSITIONS} & {path.name for path in tmp_path.iterdir()}
     assert "Evaluations" not in (tmp_path / "report.html").read_text()
+
+
+def test_latex_columns_fit_the_line():
+    """Widths in Computer Modern at 8 points; a page of two columns is 504 points wide."""
+    font = FontProperties(family="cmr10", size=8)
+
+    def points(text: str) -> float:
+        shown = re.sub("[−±×↓↑–]", "+", text)  # not in the font, and as wide
+        return text_to_path.get_text_width_height_descent(shown, font, ismath=False)[0]
+
+    results = suite(evals=evaluated(lost={("softmax", 1, "easy")}))
+    layouts = re.findall(r"\\begin\{tabular\}\{(.*)\}", formats.latex(results))
+    for layout, grid in zip(layouts[1:-1], eval_tables.evaluations(results), strict=True):
+        total = 0.0
+        for place, column in enumerate(re.findall(r"[lr]|p\{[^}]*\}", layout)):
+            share = re.search(r"0\.\d+", column)
+            texts = [grid.columns[place].head, *(row[place].text for row in grid.rows)]
+            total += 6 + (504 * float(share[0]) if share else max(map(points, texts)))
+        assert total < 504
 
 
 def test_many_tasks_do_not_fill_the_terminal():

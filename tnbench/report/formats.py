@@ -80,7 +80,7 @@ def escape_tex(text: str) -> str:
     return escaped.replace(r" \%", r"~\%")
 
 
-TEX_WIDTHS = {"change": 0.14, "n": 0.075, "verdict": 0.125, "task": 0.13, "chance": 0.1}
+TEX_WIDTHS = {"change": 0.14, "n": 0.075, "verdict": 0.125, "task": 0.115, "chance": 0.085}
 """Widths of the columns whose texts may wrap, as shares of the line."""
 
 
