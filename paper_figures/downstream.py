@@ -79,7 +79,8 @@ def _ours(table, records: Records) -> list[Row]:
                     one["model"], OURS, f"{head} ({metric})", table["unit"], where="evals",
                     setting=f"{one['items']} questions, {shots}-shot", runs=(one["key"],),
                     value=Interval(value, value - half, value + half, int(one["items"])),
-                    command=ABOUT.measure.command, note="at chance" if str(one["at_chance"]) == "True" else "",
+                    command=ABOUT.measure.command,
+                    note="at chance" if str(one["at_chance"]) == "True" else "",
                 )
             )  # fmt: skip
     return rows

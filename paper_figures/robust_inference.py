@@ -72,7 +72,8 @@ def build(records: Records) -> Built:
         _lost(frame, shared),
         _stable(robust, [row for row in finite if row["algorithm"] == "robust"], shared),
     ]
-    stamps = [Stamp(where, "inference-error", record["provenance"]["source_hash"], source_hash())]
+    made = record["provenance"]["source_hash"]
+    stamps = [Stamp(where, "inference-error", made, source_hash(), command)]
     return Built(_figure(frame, setting, (run,)), rows, findings, stamps)
 
 

@@ -135,7 +135,7 @@ def test_stale_records_and_how_they_count_again(figured: Path, capsys, monkeypat
     status, told = check(capsys)
     assert status == 1
     assert told[0].startswith(
-        f"gating: gating is stale: its training code was {made}, now it is 0123456789ab; tnbench ablate"
+        f"gating: gating is stale: its training code was {made}, now it is 0123456789ab; measure again"
     )
     entry = {"kind": "training", "records": made, "code": "0123456789ab", "seen": "the same values"}
     (figured / "results" / "reference" / "code.yaml").write_text(yaml.safe_dump([entry]))

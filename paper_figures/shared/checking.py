@@ -20,7 +20,7 @@ import pandas as pd
 from tnbench.paper_figures.shared import outputs, spans
 from tnbench.paper_figures.shared.about import About
 from tnbench.paper_figures.shared.freshness import stale
-from tnbench.paper_figures.shared.tables import Built
+from tnbench.paper_figures.shared.tables import Built, Stamp
 
 REFERENCE = Path("results") / "reference"
 """Where a checkout keeps the records that its pages speak of."""
@@ -63,7 +63,8 @@ def problems(built: Mapping[str, tuple[About, Built]], out: Path, root: Path, pa
         root: the folder of the records.
         page: the report as it would be written now; empty where only some figures are checked.
     """
-    found = [line for about, one in built.values() for line in _of_figure(about, one, out, root)]
+    found = [line for about, one in built.values() for line in _of_figure(about, one, out)]
+    found += _stale(built, root)
     if page and (committed := out / REPORT).exists():
         if DRAWING.sub("", committed.read_text(encoding="utf-8")) != DRAWING.sub("", page):
             found.append(f"{committed} is not what the records give: run tnbench figures")
@@ -76,7 +77,7 @@ def problems(built: Mapping[str, tuple[About, Built]], out: Path, root: Path, pa
     return found
 
 
-def _of_figure(about: About, built: Built, out: Path, root: Path) -> Iterator[str]:
+def _of_figure(about: About, built: Built, out: Path) -> Iterator[str]:
     folder = out / outputs.FOLDER
     table = folder / f"{about.name}.csv"
     if not table.exists():
@@ -95,11 +96,19 @@ def _of_figure(about: About, built: Built, out: Path, root: Path) -> Iterator[st
     for ending in outputs.DRAWN:
         if not (folder / f"{about.name}.{ending}").exists():
             yield f"{about.name}: {folder / about.name}.{ending} is missing: run tnbench figures {about.name}"
-    for stamp in stale(built.stamps, root):
+
+
+def _stale(built: Mapping[str, tuple[About, Built]], root: Path) -> Iterator[str]:
+    """Records of other code, each folder once, with the figures that rest on them."""
+    figures: dict[Stamp, list[str]] = {}
+    for name, (_, one) in built.items():
+        for stamp in stale(one.stamps, root):
+            figures.setdefault(stamp, []).append(name)
+    for stamp, names in figures.items():
         yield (
-            f"{about.name}: {stamp.folder} is stale: its {stamp.kind} code was {stamp.code}, now it is "
-            f"{stamp.present}; {about.measure.command} measures again, and docs/reproduction.md says what "
-            "code.yaml is for"
+            f"{', '.join(names)}: {stamp.folder} is stale: its {stamp.kind} code was {stamp.code}, now it is "
+            f"{stamp.present}; measure again ({stamp.command}), or see that the numbers are still the same "
+            "(python -m tnbench.paper_figures.shared.repeating)"
         )
 
 

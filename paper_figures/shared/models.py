@@ -101,7 +101,7 @@ class Machine:
         from tnbench.profiling.models.store import code_hash
 
         codes = dict.fromkeys(block.line["code"] for block in self.blocks)
-        return [Stamp(self.where, "models", code, code_hash()) for code in codes]
+        return [Stamp(self.where, "models", code, code_hash(), "tnbench profile-model") for code in codes]
 
 
 def _per_token(row: Any) -> Sequence[float]:

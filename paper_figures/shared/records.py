@@ -122,7 +122,7 @@ class SuiteRecords:
     def stamps(self) -> list[Stamp]:
         """The source of the runs."""
         sources = dict.fromkeys(record.entry("provenance.source_hash") for record in self.known)
-        return [Stamp(self.where, "training", source, source_hash()) for source in sources]
+        return [Stamp(self.where, "training", source, source_hash(), self.command) for source in sources]
 
 
 @dataclass(frozen=True)
@@ -204,4 +204,5 @@ def stamps_of_kernels(where: str, found: kernel_store.Records, operator: str) ->
     hashes = dict.fromkeys(
         block.line["kernel_hash"] for block in found.shown() if block.case["operator"] == operator
     )
-    return [Stamp(where, operator, one, kernel_store.kernel_hash(operator)) for one in hashes]
+    present, command = kernel_store.kernel_hash(operator), f"tnbench profile-kernels {operator}"
+    return [Stamp(where, operator, one, present, command) for one in hashes]

@@ -149,6 +149,8 @@ class Stamp:
     """Hash of the code that made them."""
     present: str
     """Hash of the same code as it is now."""
+    command: str = ""
+    """What made them."""
 
     @property
     def stale(self) -> bool:
