@@ -96,7 +96,11 @@ def _figure(table, rows: Sequence[Row]) -> Figure:
     figure = drawing.canvas(4.6 + 0.085 * len(drawing.id_lines(ids)))
     ours = list(dict.fromkeys(row.subject for row in rows if row.ours))
     with style():
-        under = "Accuracy (%) over parameters. Ours: " + (", ".join(ours) or "not measured yet") + "."
+        under = (
+            "Accuracy (%) over parameters. Blue diamonds: TransNormerLLM; grey: others. Ours: "
+            + (", ".join(ours) or "not measured yet")
+            + "."
+        )
         top = drawing.head(figure, ABOUT.title, under)
         bottom = drawing.foot(figure, ids) + 0.35
         total = figure.get_figheight()
@@ -134,15 +138,3 @@ def _panel(axes: Axes, table, place: int, ours: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.set_xticks([0.4, 1, 7, 15], ["0.4", "1", "7", "15"])
     axes.minorticks_off()
-    if place == 0:
-        axes.annotate(
-            "TransNormerLLM", mine[1], xytext=(2, 4), textcoords="offset points", color=PALETTE[0], fontsize=6
-        )
-        axes.annotate(
-            "others",
-            others[-2],
-            xytext=(-30, -12),
-            textcoords="offset points",
-            color=drawing.QUIET,
-            fontsize=6,
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -43,6 +43,8 @@ MARKS: dict[str, dict[str, Any]] = {
 SMALL = FONT - 1.5
 KEY = 0.62
 """Inches between axes and foot: ticks, label, legend."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""For folders of one suite: at another size, on another corpus."""
 ID_LETTERS = 184
 """Of run ids on a line of a figure."""
 MOST_ID_LINES = 12
@@ -73,7 +75,7 @@ def canvas(height: float) -> Figure:
 def id_lines(ids: Sequence[str]) -> list[str]:
     """The run ids behind a figure, in lines; where there are too many, the table that has all is named."""
     if not ids:
-        return ["no records: only the paper's numbers are shown"]
+        return ["no records yet"]
     lines = textwrap.wrap(f"records ({len(ids)}): " + " ".join(ids), ID_LETTERS)
     if len(lines) > MOST_ID_LINES:
         lines = [*lines[: MOST_ID_LINES - 1], "… all ids stand in the CSV file of the same name"]
@@ -138,8 +140,9 @@ def forest(
     """
     rows = [row for row in built_rows if math.isfinite(row.difference.mean)]
     ours = [row for row in rows if row.ours]
-    settings = list(dict.fromkeys(row.setting for row in ours))
-    lanes = ["paper v1", "paper v2", *settings]
+    settings = {row.where: row.setting for row in ours}
+    folders = list(settings)
+    lanes = ["paper v1", "paper v2", *folders]
     ids = list(dict.fromkeys(run for row in built_rows for run in row.runs))
     heights = 0.16 * len(id_lines(ids)) + 0.1
     step = 0.11 * max(3, len(lanes)) + 0.1
@@ -152,10 +155,10 @@ def forest(
             _empty(axes, subjects, first=axes is left)
         for row in rows:
             y = subjects.index(row.subject)
-            lane = lanes.index(row.setting if row.ours else row.source)
+            lane = lanes.index(row.where if row.ours else row.source)
             y = y + (lane - (len(lanes) - 1) / 2) * 0.72 / max(len(lanes), 2)
-            _mark(middle if row.ours else left, row, y, row.difference, 1.0, settings)
-            _mark(right, row, y, row.relative, 100.0, settings)
+            _mark(middle if row.ours else left, row, y, row.difference, 1.0, folders)
+            _mark(right, row, y, row.relative, 100.0, folders)
         left.set_title("paper (bits per token)", fontsize=FONT - 0.5)
         unit = ours[0].unit if ours else "bits per byte"
         middle.set_title(f"ours ({unit})", fontsize=FONT - 0.5)
@@ -173,11 +176,12 @@ def forest(
     return figure
 
 
-def _settings_note(settings: Sequence[str]) -> str:
-    texts = [f"{letter}: {text}" for letter, text in zip("ABCDEFGH", settings, strict=False)]
-    return ("ours, " if len(texts) == 1 else "") + "; ".join(
-        text[3:] if len(texts) == 1 else text for text in texts
-    )
+def _settings_note(settings: Mapping[str, str]) -> str:
+    """What ours were measured at; several folders by letters."""
+    if len(settings) < 2:
+        return "".join(f"ours: {text}" for text in settings.values())
+    named = zip(LETTERS, settings.items(), strict=False)
+    return "; ".join(f"{letter} ({folder}): {text}" for letter, (folder, text) in named)
 
 
 def _empty(axes: Axes, subjects: Sequence[str], first: bool) -> None:
@@ -193,10 +197,10 @@ def _empty(axes: Axes, subjects: Sequence[str], first: bool) -> None:
     axes.margins(x=0.12)
 
 
-def _mark(axes: Axes, row: Row, y: float, found: Any, scale: float, settings: Sequence[str]) -> None:
+def _mark(axes: Axes, row: Row, y: float, found: Any, scale: float, folders: Sequence[str]) -> None:
     x = scale * found.mean
     if row.ours:
-        color = ours_color(settings, row.setting)
+        color = ours_color(folders, row.where)
         if found.exists:
             axes.plot([scale * found.low, scale * found.high], [y, y], color=color, linewidth=1.3)
         axes.plot([x], [y], marker="o", markersize=4, color=color, linestyle="none")
@@ -205,9 +209,9 @@ def _mark(axes: Axes, row: Row, y: float, found: Any, scale: float, settings: Se
         axes.plot([x], [y], markersize=4, color=QUIET, linestyle="none", **look)
 
 
-def ours_color(settings: Sequence[str], setting: str) -> str:
-    """The first setting is drawn in ink, further ones in the palette."""
-    place = list(settings).index(setting)
+def ours_color(folders: Sequence[str], folder: str) -> str:
+    """The records of the first folder are drawn in ink, others in the palette."""
+    place = list(folders).index(folder)
     return INK if place == 0 else PALETTE[(place - 1) % len(PALETTE)]
 
 
@@ -215,7 +219,7 @@ def _verdicts(axes: Axes, subjects: Sequence[str], findings: Sequence[Finding]) 
     for place, subject in enumerate(subjects):
         mine = [one for one in findings if one.claim.about(subject)]
         for number, finding in enumerate(mine):
-            many = f"{'ABCDEFGH'[number]} " if len(mine) > 1 else ""
+            many = f"{LETTERS[number]} " if len(mine) > 1 else ""
             y = place + (number - (len(mine) - 1) / 2) * 0.28
             axes.text(1.03, y, many + label_of(finding), transform=axes.get_yaxis_transform(), va="center",
                       fontsize=FONT - 0.5, color=color_of(finding), clip_on=False)  # fmt: skip
@@ -224,15 +228,15 @@ def _verdicts(axes: Axes, subjects: Sequence[str], findings: Sequence[Finding]) 
 def _key(figure: Figure, bottom: float, rows: Sequence[Row]) -> None:
     """What the marks mean, those alone that are there."""
     sources = {row.source for row in rows}
-    settings = list(dict.fromkeys(row.setting for row in rows if row.ours))
+    folders = list(dict.fromkeys(row.where for row in rows if row.ours))
     marks = [
         Line2D([], [], color=QUIET, linestyle="none", markersize=4, label=name, **look)
         for name, look in MARKS.items()
         if name in sources
     ]
-    for place, setting in enumerate(settings):
-        color = ours_color(settings, setting)
-        name = f"ours {'ABCDEFGH'[place]}" if len(settings) > 1 else "ours"
+    for place, folder in enumerate(folders):
+        color = ours_color(folders, folder)
+        name = f"ours {LETTERS[place]}" if len(folders) > 1 else "ours"
         marks.append(Line2D([], [], color=color, marker="o", markersize=4, label=f"{name}, 95 % t interval"))
     if not marks:
         return
@@ -271,7 +275,8 @@ def curve(axes: Axes, xs: Sequence[float], ys: Sequence[float], name: str, **loo
 
 def empty(axes: Axes, why: str) -> None:
     """A panel with nothing to show says why."""
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=QUIET)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=QUIET, bbox=box)
     axes.set_xticks([])
 
 
