@@ -18,7 +18,7 @@ import yaml
 
 from tnbench import cli
 from tnbench.paper_figures import registry
-from tnbench.paper_figures.shared import outputs, published
+from tnbench.paper_figures.shared import checking, outputs, published, spans
 from tnbench.paper_figures.shared.page import page
 from tnbench.paper_figures.shared.printing import latex, plain, relative
 from tnbench.paper_figures.shared.records import Records
@@ -82,6 +82,18 @@ def test_every_figure_from_the_committed_records(name: str, committed: dict[str,
     for finding in measured:
         assert finding.because
         assert set(finding.runs) <= set(built.runs)
+
+
+def test_the_committed_figures_and_pages_are_what_the_records_give(committed: dict[str, Built]):
+    """But for staleness, which `tnbench figures --check` tells: the code may change before records do."""
+    for name, built in committed.items():
+        for ending, text in outputs.texts(registry.module(name).ABOUT, built).items():
+            path = REFERENCE / "figures" / f"{name}.{ending}"
+            assert path.read_text() == text, f"run tnbench figures: {path}"
+    for path in checking.pages(REFERENCE):
+        text = path.read_text()
+        assert not spans.differences(text, REFERENCE), f"run tnbench figures: {path}"
+        assert not spans.outside(text), path
 
 
 def test_claims_and_variants_are_those_of_the_suites():
@@ -282,6 +294,21 @@ def test_some_figures_alone_write_their_files_alone_and_the_same_again(tmp_path,
     told = capsys.readouterr().out
     assert "1 undecided" in told
     assert "1 of 2 runs diverged" in told
+
+
+def test_damaged_records_are_told(tmp_path, capsys):
+    """A broken line is ignored and told; so is a suite whose report is not written yet."""
+    folder = figure_records.suite(tmp_path, "gating", {"gate": [1.0, 1.1], "no-gate": [1.2, 1.3]})
+    (folder / "comparisons.csv").unlink()
+    (tmp_path / "kernels" / "gpu").mkdir(parents=True)
+    (tmp_path / "kernels" / "gpu" / "records.jsonl").write_text("{broken\n")
+    assert run("gating", "srmsnorm", "--records", str(tmp_path)) == 0
+    told = capsys.readouterr().out
+    assert "note: gating has no report yet: tnbench ablate gating --report writes it" in told
+    assert "note: kernels/gpu: records.jsonl: line 1 is broken and was ignored" in told
+    (folder / "comparisons.csv").write_text("variant\n")
+    assert run("gating", "--records", str(tmp_path)) == 2
+    assert "comparisons.csv cannot be read" in capsys.readouterr().err
 
 
 def test_the_list_names_all(capsys):

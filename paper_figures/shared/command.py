@@ -72,7 +72,10 @@ def figures(
         raise RequestError(f"{root} is no folder of records; name one with --records")
     if not check:
         _require_folder(out)
-    built = {name: (about, registry.module(name).build(Records(root))) for name, about in abouts.items()}
+    found = Records(root)
+    built = {name: (about, registry.module(name).build(found)) for name, about in abouts.items()}
+    for problem in dict.fromkeys(found.problems):
+        console.print(f"note: {problem}", highlight=False, soft_wrap=True)
     report = "" if names else page(built, root, out, drawn=not check)
     if check:
         return _check(built, out, root, report, console)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ class Records:
     """All records under a folder."""
 
     root: Path
+    problems: list[str] = field(default_factory=list)
+    """What was wrong with those that were read."""
 
     def suites(self, name: str) -> list[SuiteRecords]:
         """The folders of a suite that have records, that of its own name first.
@@ -145,6 +147,7 @@ class Records:
         table = place / "comparisons.csv"
         where = place.relative_to(self.root).as_posix()
         if not table.exists():
+            self.problems.append(f"{where} has no report yet: tnbench ablate {place.name} --report writes it")
             return None
         try:
             first: Any = pd.read_csv(table).iloc[0]
@@ -156,6 +159,7 @@ class Records:
             ) from error
         found = find(str(place), self.root)
         assert isinstance(found, Results)
+        self.problems.extend(found.notes)
         if not any(record.manifest for record in found.records.get(base, [])):
             return None
         return SuiteRecords(
@@ -165,7 +169,7 @@ class Records:
     def kernels(self) -> Iterator[tuple[str, kernel_store.Records]]:
         """Folder and records of each machine on which kernels were measured."""
         for path in sorted(self.root.glob("kernels/*/records.jsonl")):
-            yield path.parent.relative_to(self.root).as_posix(), kernel_store.Store(path.parent).read()
+            yield self._told(path.parent, kernel_store.Store(path.parent).read())
 
     def models(self) -> Iterator[tuple[str, Any]]:
         """Folder and records of each machine on which whole models were measured."""
@@ -173,7 +177,13 @@ class Records:
 
         for path in sorted(self.root.glob("models/*/records.jsonl")):
             if path.parent != self.root / INFERENCE_ERROR:
-                yield path.parent.relative_to(self.root).as_posix(), Store(path.parent).read()
+                yield self._told(path.parent, Store(path.parent).read())
+
+    def _told(self, folder: Path, found: Any) -> tuple[str, Any]:
+        """A machine's folder, relative to the root, and its records, whose problems are told."""
+        where = folder.relative_to(self.root).as_posix()
+        self.problems.extend(f"{where}: {problem}" for problem in found.problems)
+        return where, found
 
     def evaluations(self) -> Frame | None:
         """Results of lm-eval's tasks, as `tnbench eval` tabled its records: a row per model, task and metric.
