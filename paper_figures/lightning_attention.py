@@ -93,7 +93,7 @@ def _printed() -> list[Row]:
     rows += [
         of_paper(
             column.split()[0], "code", f"time, {column.split()[1]}", log["unit"], value,
-            setting="batch 4, 32 heads of 128, bf16, GPU not named", at=str(length), where="code README.md",
+            setting="batch 4, 32 heads of 128, bf16, GPU not named", at=str(length), where="official log",
         )
         for length, values in log["rows"].items()
         for column, value in zip(log["columns"], values, strict=True)

@@ -114,7 +114,7 @@ def _printed() -> list[Row]:
             column.split()[0], "code", f"time, {column.split()[1]}", log["unit"], value,
             setting=f"batch {log['batch']}, bf16, GPU not named",
             at=f"{log['batch'] * length} × {log['width']}",
-            where="code benchmarks/README.md",
+            where="official log",
         )
         for length, values in log["rows"].items()
         for column, value in zip(log["columns"], values, strict=True)

@@ -151,7 +151,8 @@ def _with_claim(row: Row, findings: Sequence[Finding]) -> Row:
     if not row.ours:
         return row
     mine = [one for one in findings if one.records == row.where and one.claim.about(row.subject)]
-    return replace(row, claim=str(mine[0].verdict)) if mine else row
+    known = mine and isinstance(mine[0].verdict, Verdict)
+    return replace(row, claim=str(mine[0].verdict)) if known else row
 
 
 def _subjects(

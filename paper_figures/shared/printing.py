@@ -14,8 +14,16 @@ from tnbench.statistics import Interval
 
 LONG = 32
 """Rows of a LaTeX table from which on it may break across pages."""
-WRAPS = {"what": 0.17, "source": 0.11, "measure": 0.15, "verdict": 0.15}
-"""Columns of the LaTeX table whose texts may wrap, and their share of the line."""
+WIDTHS = {
+    "what": 0.14,
+    "against": 0.135,
+    "source": 0.08,
+    "measure": 0.12,
+    "difference": 0.1,
+    "relative": 0.1,
+    "verdict": 0.11,
+}
+"""Columns of the LaTeX table whose texts wrap, and their share of the line."""
 
 
 def grid(rows: Sequence[Row]) -> Grid:
@@ -37,7 +45,7 @@ def grid(rows: Sequence[Row]) -> Grid:
             Cell.word(row.subject),
             Cell(row.at or words.NOTHING, _leading(row.at)),
             Cell.word(row.against or words.NOTHING),
-            Cell.word(f"{row.source}, {row.where}" if row.where and not row.ours else row.source),
+            Cell.word(row.source if row.ours else row.where),
             Cell.word(f"{row.measure} ({row.unit})"),
             Cell(value(row), row.value.mean),
             Cell(str(row.value.n), row.value.n),
@@ -117,10 +125,10 @@ def latex(name: str, title: str, built: Built) -> str:
     """The table as LaTeX with booktabs rules; a long one as a longtable. The run ids stand in comments."""
     table = grid(built.rows)
     layout = "".join(
-        rf"p{{{WRAPS[column.head]}\linewidth}}" if column.wraps else "r" if column.numeric else "l"
+        rf"p{{{WIDTHS[column.head]}\linewidth}}" if column.head in WIDTHS else "r" if column.numeric else "l"
         for column in table.columns
     )
-    heads = " & ".join(escape_tex(column.head) for column in table.columns) + r" \\"
+    heads = _line([Cell.word(column.head) for column in table.columns], table.columns)
     body = [_line(row, table.columns) for row in table.rows]
     count = f"Records: {len(built.runs)}, named in the source." if built.runs else "Not measured yet."
     caption = rf"{escape_tex(title)}. Differences are to what is named; intervals cover 95~\%. {count}"
@@ -133,7 +141,7 @@ def latex(name: str, title: str, built: Built) -> str:
         return "\n".join(
             [
                 *comments,
-                r"{\footnotesize\setlength{\tabcolsep}{3pt}",
+                r"{\scriptsize\setlength{\tabcolsep}{3pt}",
                 rf"\begin{{longtable}}{{{layout}}}",
                 rf"\caption{{{caption}}}{label}\\",
                 r"\toprule", heads, r"\midrule", r"\endhead",
@@ -145,7 +153,7 @@ def latex(name: str, title: str, built: Built) -> str:
         [
             *comments,
             r"\begin{table*}[t]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{caption}}}{label}",
             rf"\begin{{tabular}}{{{layout}}}",
             r"\toprule", heads, r"\midrule",
@@ -156,8 +164,9 @@ def latex(name: str, title: str, built: Built) -> str:
 
 
 def _line(row: Sequence[Cell], columns: Sequence[Column]) -> str:
-    texts = [
-        (r"\raggedright " if column.wraps and cell.text else "") + escape_tex(cell.text)
-        for cell, column in zip(row, columns, strict=True)
-    ]
-    return " & ".join(texts) + (r" \tabularnewline" if columns[-1].wraps else r" \\")
+    """A row of the LaTeX table."""
+    texts = []
+    for cell, column in zip(row, columns, strict=True):
+        ragged = r"\raggedleft " if column.numeric else r"\raggedright "
+        texts.append((ragged if column.head in WIDTHS else "") + escape_tex(cell.text))
+    return " & ".join(texts) + r" \tabularnewline"
