@@ -60,3 +60,30 @@ def test_readme_says_what_the_tables_say():
     assert {row["items"] for row in pairs.to_dict("records")} == {500}
     assert set(positions[positions["end"] == 2049]["windows"]) == {128}
     assert "500 questions and 128 windows" in said
+
+
+def test_the_anchor():
+    """The table of docs/evaluation.md, and what is said of it."""
+    store = Store(ROOT / "results" / "reference" / "anchor")
+    lines, problems = store.read()
+    assert not problems
+    frame: Any = outcomes.rows(lines)
+    compared = outcomes.comparisons(store, lines)
+    table = outcomes.markdown(outcomes.cells(frame, compared), outcomes.family(compared))
+    assert table == (store.folder / "table.md").read_text()
+    right = frame[frame["metric"] == "acc"]
+    right = right.assign(kind=[str(name).split()[0] for name in right["model"]])
+    said = (ROOT / "docs" / "evaluation.md").read_text().split("## A sanity anchor\n")[1].split("\n## ")[0]
+    names = {"arc_easy": "ARC-Easy", "piqa": "PIQA", "sciq": "SciQ", "winogrande": "WinoGrande"}
+    assert set(right["task"]) == set(names)
+    assert set(right["limit"]) == {100}
+    kinds = ("SmolLM2-135M-Instruct.Q4_1", "transnormerllm", "transformer")
+    for task, name in names.items():
+        mine = right[right["task"] == task].set_index("kind")
+        values = [f"{mine.loc[kind, 'value']:.3f}" for kind in kinds]
+        assert f"| {name} | {' | '.join(values)} | {mine['chance'].iloc[0]:.3f} |" in said
+    ends = right["stderr"].min(), right["stderr"].max()
+    assert f"{ends[0]:.3f} to {ends[1]:.3f}" in said
+    small = right["kind"] != kinds[0]
+    assert right[small]["at_chance"].all()
+    assert set(right[~small & right["at_chance"]]["task"]) == {"winogrande"}
