@@ -370,7 +370,8 @@ def data_prepare(
     from tnbench.config import DataConfig, check
     from tnbench.data import prepare
 
-    values = {"corpus": corpus, "tokenizer": tokenizer, "text_field": text_field}
+    values = {"corpus": corpus, "text_field": text_field}
+    values |= {} if tokenizer == "bytes" else {"tokenizer": tokenizer}  # corpora of examples have none
     description = prepare(check(DataConfig, values, "data")).describe()
     if as_json:
         typer.echo(json.dumps(description, indent=1, ensure_ascii=False))

@@ -368,3 +368,8 @@ def test_readme_numbers_are_those_of_the_committed_records() -> None:
         table = (ROOT / f"results/reference/{suite}/table.md").read_text().replace("\\", "")
         differences = re.findall(r"\| ([+−][0-9.]+ \[[^]]*\]) \|", table)
         assert sum(difference in text for difference in differences) == named
+
+
+def test_corpora_of_examples_are_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tnbench("data", "info", "needle") == 0
+    assert "answer" in capsys.readouterr().out
