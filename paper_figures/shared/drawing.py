@@ -50,14 +50,13 @@ ID_LETTERS = 184
 MOST_ID_LINES = 12
 
 
-def minus(number: float, places: int | None = None) -> str:
+def minus(number: float) -> str:
     """A tick label with a true minus sign.
 
     >>> minus(-0.5), minus(1000.0)
     ('−0.5', '1000')
     """
-    text = f"{number:g}" if places is None else f"{number:.{places}f}"
-    return text.replace("-", MINUS)
+    return f"{number:g}".replace("-", MINUS)
 
 
 def plain_ticks(axis: Any) -> None:

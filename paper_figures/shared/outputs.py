@@ -13,7 +13,6 @@ from tnbench.report.drawing import save
 
 FOLDER = "figures"
 """Of the figures, in the folder that the page stands in."""
-TEXTS = ("csv", "tex")
 DRAWN = ("png", "pdf")
 
 

@@ -89,10 +89,7 @@ def frame(rows: Sequence[Row]) -> Frame:
 
     def cells(row: Row) -> Mapping[str, Any]:
         return {
-            **{
-                name: getattr(row, name)
-                for name in ("subject", "against", "source", "setting", "at", "measure")
-            },
+            **{name: getattr(row, name) for name in WORDS},
             "unit": row.unit,
             "value": row.value.mean,
             "low": row.value.low,
