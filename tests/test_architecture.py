@@ -131,6 +131,6 @@ def test_the_package_is_linked_to_the_folders_at_the_root():
     """In a checkout, not in an installed wheel: two copies of one file would soon differ."""
     if not (ROOT.parent / "pyproject.toml").exists():
         pytest.skip("no checkout")
-    for name in ("cli.py", "kernels", "ablations"):
+    for name in ("cli.py", "kernels", "ablations", "paper_figures"):
         assert (ROOT / name).is_symlink(), f"tnbench/{name} is a copy, not a link to ../{name}"
         assert (ROOT / name).resolve() == ROOT.parent / name

@@ -16,6 +16,7 @@ OTHER = {
     "size": "sizes, the same for every preset",
     "suite": "suites for tnbench ablate",
     "operator": "operators for tnbench profile-kernels",
+    "figure": "figures of the paper for tnbench figures",
 }
 
 
@@ -34,6 +35,10 @@ def listing(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
 
 
 def _rows(kind: str) -> list[dict[str, Any]]:
+    if kind == "figure":
+        from tnbench.paper_figures import registry as figures
+
+        return [{"name": name, "summary": figures.module(name).ABOUT.title} for name in figures.MODULES]
     if kind == "size":
         return [
             {
