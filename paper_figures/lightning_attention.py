@@ -165,7 +165,7 @@ def _figure(rows: Sequence[Row]) -> Figure:
             figure, ABOUT.title, f"Ours: {device}. The paper: feature dim 2048, no numbers printed."
         )
         bottom = drawing.foot(figure, ids) + 0.4
-        panels = drawing.band(figure, top + 0.2, bottom, [1, 1, 1], left=0.075, right=0.87, wspace=0.75)
+        panels = drawing.band(figure, top + 0.2, bottom, [1, 1, 1], left=0.05, right=0.875, wspace=1.0)
         measures = ("time, forward", "time, forward and backward", "peak memory, forward and backward")
         for axes, measure in zip(panels, measures, strict=True):
             _panel(axes, measure, [row for row in ours if row.measure == measure])
