@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from small_suite import SUITE, LocalWorker, ablate, prepare_folder, start, stop_all, wait_for
+from small_suite import SUITE, LocalWorker, ablate, metrics, prepare_folder, start, stop_all, wait_for
 
 from tnbench import cli, report
 from tnbench.ablation import eval_results, eval_worker, workers
@@ -277,6 +277,13 @@ def test_tuning_runs_are_not_asked(folder: Path) -> None:
     assert len(records(Path("results"))) == 2
     reported = {run.folder.id for run in suite().runs() if run.phase == "report"}
     assert {line["identity"]["run"] for line in records(Path("results"))} == reported
+
+
+def test_training_goes_on_as_if_nothing_had_been_asked(finished: Path, folder: Path) -> None:
+    """The worker that has evaluated a run trains the next one, bit for bit as without."""
+    write_suite(folder, None)
+    assert ablate(results="plain") == 0
+    assert metrics("plain") == metrics(str(finished))
 
 
 # what is refused before any work
