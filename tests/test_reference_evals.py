@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,24 @@ def test_the_anchor():
     small = right["kind"] != kinds[0]
     assert right[small]["at_chance"].all()
     assert set(right[~small & right["at_chance"]]["task"]) == {"winogrande"}
+
+
+def test_the_speed_beside_lm_eval():
+    """The table of docs/evaluation.md."""
+    path = ROOT / "results" / "reference" / "eval-speed" / "records.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    said = (ROOT / "docs" / "evaluation.md").read_text().split("## Speed\n")[1]
+    names = {"arc_challenge": "ARC-Challenge, 5 examples", "piqa": "PIQA"}
+    assert [line["task"] for line in lines] == list(names)
+    for line in lines:
+        forward = line["forward"]
+        texts = [
+            f"{one['speedup']:.2f} [{one['speedup_low']:.2f}, {one['speedup_high']:.2f}]"
+            for one in (line, forward)
+        ]
+        assert f"| {names[line['task']]} | {line['requests']} | {texts[0]} | {texts[1]} |" in said
+        assert (line["threads"], line["precision"], line["model"]["size"]) == (2, "fp32", "10m")
+        assert (len(line["ours_seconds"]), list(line["hf_seconds"])) == (6, ["1", "4", "16"])
+    assert lines[0]["num_fewshot"] == 5
+    apart = max(line["largest_difference_nats"] for line in lines)
+    assert f"at most {apart:.1e} nats apart" in said
