@@ -3,7 +3,6 @@ that README and docs/kernels.md give of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from reference_pages import KERNELS as MACHINE
+from reference_pages import assert_says, section
 
 from tnbench import cli
 from tnbench.profiling.kernels import report
 from tnbench.profiling.kernels.store import Store
 from tnbench.report.results import Frame
 
-ROOT = Path(__file__).resolve().parent.parent
-MACHINE = ROOT / "results" / "reference" / "kernels" / "nvidia-h100-80gb-hbm3"
 DRAWN_WITH = "3.11.2"
 """The matplotlib that drew the committed figures; another may place a pixel elsewhere."""
 FORWARD, BOTH = "forward", "both"
@@ -107,24 +106,6 @@ def both_modes(of: Callable[[str], str]) -> tuple[str, str]:
 
 def versions(frame: Frame) -> dict[str, str]:
     return dict(word.split("=") for word in frame["versions"].iloc[0].split())
-
-
-def section(page: str, heading: str) -> str:
-    """A section in one line, without links, commands and names of files."""
-    text = re.sub(r"<!--.*?-->", "", (ROOT / page).read_text()).split(f"## {heading}\n")[1].split("\n## ")[0]
-    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)
-    return " ".join(
-        re.sub(r"`tnbench[^`]*`|`lightning2`|float64|bf16|fp32|1k to 128k|\|[-|]+\|", "", text).split()
-    )
-
-
-def assert_says(text: str, parts: list[str]) -> None:
-    """Every part stands in the text, and no number outside of them."""
-    rest = text
-    for part in sorted(parts, key=len, reverse=True):
-        assert part in text, part
-        rest = rest.replace(part, "")
-    assert not re.search(r"\d", rest), re.findall(r".{0,40}\d.{0,20}", rest)
 
 
 def test_readme(frame: Frame, ours: Frame) -> None:
@@ -328,9 +309,9 @@ def sceptical(frame: Frame, ours: Frame) -> list[str]:
         f"{bad['fla-fused']['oom']};",
         f"0.0028 in o, dq, dk and dv alike, ours and `fla-chunk`'s; nothing above "
         f"{frame[frame['source'] != 'softmax']['error_limit'].max():.4f} would",
-        *copies(ours),
+        *copies(frame, ours),
         *spills(ours),
-        *provenance(),
+        *provenance(frame),
         "Lightning Attention 1, torch's own forms and softmax attention at B4 H16, up to 8k",
     ]
 
@@ -350,11 +331,11 @@ def undecided(ours: Frame) -> list[str]:
     ]
 
 
-def copies(ours: Frame) -> list[str]:
+def copies(frame: Frame, ours: Frame) -> list[str]:
     """The looks at the copy rate, by session: one value but for what the text tells."""
     records = Store(MACHINE).read()
-    looks: dict[str, list[float]] = {}
-    for look in records.rooflines:
+    measured, looks = set(frame["session"]), dict[str, list[float]]()
+    for look in (look for look in records.rooflines if look["session"] in measured):
         looks.setdefault(look["session"], []).append(look["copy_bytes_per_second"] / 1e12)
     low = {name: [x for x in rates if x < 3] for name, rates in looks.items()}
     slow = [name for name, rates in low.items() if rates]
@@ -383,6 +364,7 @@ def spills(ours: Frame) -> list[str]:
     ]
 
 
-def provenance() -> list[str]:
-    commits = dict.fromkeys(s["provenance"]["commit"] for s in Store(MACHINE).read().sessions.values())
+def provenance(frame: Frame) -> list[str]:
+    sessions = Store(MACHINE).read().sessions
+    commits = dict.fromkeys(sessions[name]["provenance"]["commit"] for name in frame["session"].unique())
     return [f"commits {' and '.join(commit[:7] for commit in commits)}"]
