@@ -7,9 +7,10 @@ many questions. Requests are sorted so that this shows, and a batch is computed 
     contexts  each distinct context, up to the length of the shortest of them
     endings   what is left of each context, and its continuation, once for each request
 
-Between passes, the rows of the state are copied to the rows of the next one. All rows of a pass begin at the
-same position, and only the endings are padded, on the right, where a causal model does not see it: the
-result is that of a model that reads every request alone.
+Where continuations are so long beside their contexts that this saves little, whole requests of about one
+length are computed together in one pass. Between passes, the rows of the state are copied to the rows of
+the next one. All rows of a pass begin at the same position, and only the endings are padded, on the right,
+where a causal model does not see it: the result is that of a model that reads every request alone.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ LOGITS = 1 << 26
 """Logits at a time, at most (to a row)."""
 SHARED = 32
 """Tokens from which a common beginning is worth a pass of its own."""
-WASTE = 1.2
-"""A batch ends where the next context is so much shorter that computing grows by this factor."""
+SAVING = 1.5
+"""Contexts are computed once for all their continuations if that saves this factor in tokens, at least."""
+PASS = {"cpu": 96, "cuda": 4096}
+"""Tokens that take about as long as it takes to begin a pass: a batch ends where padding costs more."""
 
 
 class Request(NamedTuple):
@@ -61,6 +64,8 @@ class Batch(NamedTuple):
     """Their indices."""
     shared: int
     """Tokens with which their contexts begin, and those of other batches too."""
+    whole: bool
+    """Whether they are computed in one pass."""
 
 
 class Scorer:
@@ -91,8 +96,9 @@ class Scorer:
                 or logits that are not finite.
         """
         cut = [self._cut(request) for request in requests]
-        for batch in batches(cut, self.batch_tokens, cached=not self.model.constant_state):
-            compute = partial(self._batch, shared=batch.shared)
+        spare = PASS.get(self.device.type, PASS["cpu"])
+        for batch in batches(cut, self.batch_tokens, spare=spare, cached=not self.model.constant_state):
+            compute = partial(self._batch, shared=batch.shared, whole=batch.whole)
             found = in_halves([cut[index] for index in batch.requests], compute)
             yield from zip(batch.requests, found, strict=True)
 
@@ -111,14 +117,12 @@ class Scorer:
         return Request(context, continuation)
 
     @torch.inference_mode()
-    def _batch(self, requests: Sequence[Request], shared: int) -> list[Score]:
+    def _batch(self, requests: Sequence[Request], shared: int, whole: bool) -> list[Score]:
         # The last token of a context belongs to the endings: its logits are the continuation's first.
-        length = min(len(request.context) for request in requests) - 1
-        begun = list(dict.fromkeys(request.context[:length] for request in requests))
+        length = 0 if whole else min(len(request.context) for request in requests) - 1
         state = None
-        if shared == 0 and len(begun) * WASTE > len(requests):
-            length = 0  # each context has one continuation
         if length:
+            begun = list(dict.fromkeys(request.context[:length] for request in requests))
             place = {context: row for row, context in enumerate(begun)}
             rows = [place[request.context[:length]] for request in requests]
             state = _select(self._begun(begun, min(shared, length)), rows)
@@ -199,13 +203,16 @@ def common(contexts: Sequence[tuple[int, ...]]) -> int:
     return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def batches(requests: Sequence[Request], tokens: int, *, cached: bool = False) -> Iterator[Batch]:
-    """Requests in batches: the longest contexts first, requests of one context together.
+def batches(
+    requests: Sequence[Request], tokens: int, *, spare: int = PASS["cpu"], cached: bool = False
+) -> Iterator[Batch]:
+    """Requests in batches, the longest first; those of one context together, where that saves enough.
 
     Contexts that begin with the same `SHARED` tokens, if there are several, come one after the other.
 
     Args:
         tokens: of a pass, at most (a context with its continuations may be more).
+        spare: tokens that a pass of its own takes as long as.
         cached: whether a state keeps every token, so that its copies for the endings count too.
     """
     of_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -214,37 +221,69 @@ def batches(requests: Sequence[Request], tokens: int, *, cached: bool = False) -
     groups: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
     for context in of_context:
         groups[context[:SHARED] if len(context) > SHARED else ()].append(context)
-    together = [group for begin, group in groups.items() if begin and len(group) > 1]
-    alone = [group[0] for begin, group in groups.items() if begin and len(group) == 1]
-    pooled = [*((common(group), group) for group in together), (0, [*alone, *groups.get((), [])])]
-    for shared, group in pooled:
-        ordered = sorted(group, key=len, reverse=True)
-        for batch in _of_group(ordered, of_context, requests, tokens, cached):
-            yield Batch(batch, shared)
+    pooled: list[tuple[int, ...]] = groups.pop((), [])
+    for group in groups.values():
+        if len(group) == 1:
+            pooled += group
+            continue
+        for batch in _of_contexts(group, of_context, requests, tokens, spare, cached):
+            yield Batch(batch, common(group), False)
+    apart: list[tuple[int, ...]] = []
+    whole: list[int] = []
+    for context in pooled:
+        own = of_context[context]
+        endings = sum(len(requests[index].continuation) for index in own)
+        if len(own) * len(context) + endings >= SAVING * (len(context) + endings):
+            apart.append(context)
+        else:
+            whole += own
+    for batch in _of_contexts(apart, of_context, requests, tokens, spare, cached):
+        yield Batch(batch, 0, False)
+    for batch in _of_requests(whole, requests, tokens, spare):
+        yield Batch(batch, 0, True)
 
 
-def _of_group(
+def _of_requests(
+    indices: Sequence[int], requests: Sequence[Request], tokens: int, spare: int
+) -> Iterator[list[int]]:
+    """Whole requests: a batch ends where it would be too large, or have too much padding."""
+    sizes = {index: len(requests[index].context) + len(requests[index].continuation) for index in indices}
+    batch: list[int] = []
+    padding = 0
+    for index in sorted(indices, key=lambda index: -sizes[index]):
+        longest = sizes[batch[0]] if batch else 0
+        if batch and ((len(batch) + 1) * longest > tokens or padding + longest - sizes[index] > spare):
+            yield batch
+            batch, padding, longest = [], 0, sizes[index]
+        padding += max(0, longest - sizes[index])
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _of_contexts(
     contexts: Sequence[tuple[int, ...]],
     of_context: dict[tuple[int, ...], list[int]],
     requests: Sequence[Request],
     tokens: int,
+    spare: int,
     cached: bool,
 ) -> Iterator[list[int]]:
     """A batch ends where it would be too large, or where computing its contexts up to the length of the
-    shortest would leave too much to the endings."""
+    shortest would leave more to the endings than two passes of their own take."""
     batch: list[int] = []
-    count, longest, ideal, first = 0, 0, 0, 0
-    for context in contexts:
+    count, farthest, cost, first = 0, 0, 0, 0
+    for context in sorted(contexts, key=len, reverse=True):
         own = of_context[context]
-        tail = max(len(requests[index].continuation) for index in own)
-        alone = len(context) + len(own) * tail
-        ending = first - len(context) + max(longest, tail)
-        cost = (count + 1) * len(context) + (len(batch) + len(own)) * ending
-        copies = (len(batch) + len(own)) * first if cached else 0
-        if batch and (cost + copies > tokens or cost > WASTE * (ideal + alone)):
+        reach = len(context) + max(len(requests[index].continuation) for index in own)
+        alone = len(context) + len(own) * (reach - len(context))
+        rows = len(batch) + len(own)
+        joined = (count + 1) * len(context) + rows * (max(farthest, reach) - len(context))
+        copies = rows * first if cached else 0
+        if batch and (joined + copies > tokens or joined - cost - alone > 2 * spare):
             yield batch
-            batch, count, longest, ideal = [], 0, 0, 0
+            batch, count, farthest, joined = [], 0, 0, alone
         first = first if batch else len(context)
-        batch, count, longest, ideal = [*batch, *own], count + 1, max(longest, tail), ideal + alone
+        batch, count, farthest, cost = [*batch, *own], count + 1, max(farthest, reach), joined
     if batch:
         yield batch
