@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
+        importlib.import_module("tnbench.profiling.models.arms")  # side by side with other processes
         serve(Worker(options.device), sys.stdin, answers)
 
 
