@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from tnbench.ablation.suite import PlannedRun, Suite
 from tnbench.errors import RequestError
 from tnbench.evaluation import study, tasks
 from tnbench.evaluation.evaluating import reservations
+from tnbench.evaluation.groups import ACCURACIES, pooled, weighted
 from tnbench.evaluation.items import NATS_PER_BIT, Item
-from tnbench.evaluation.outcomes import ACCURACIES
 from tnbench.profiling.lines import Line
 from tnbench.report.evaluations import (
     BITS,
@@ -137,17 +137,11 @@ def _metric(task: str, every: Sequence[Sequence[Line]]) -> str:
     return next((name for name in (*wanted, *common) if name in common), "")
 
 
-def _weighted(values: Iterable[float | None], sizes: Sequence[int]) -> float:
-    """The mean over questions; NaN where a part is not known."""
-    known = [math.nan if value is None else float(value) for value in values]
-    return float(np.average(known, weights=sizes)) if sum(sizes) else math.nan
-
-
 def _value(lines: Sequence[Line], asked: Items, metric: str) -> dict[str, Any]:
     """A run's score on a task; that of a group is the mean over all questions of its members."""
     sizes = [int(line["items"]) for line in lines]
     found = [line["metrics"].get(metric, {}) for line in lines]
-    value = _weighted((one.get("value") for one in found), sizes)
+    value = weighted((one.get("value") for one in found), sizes)
     errors = [one.get("stderr") for one in found]
     share = None
     if asked and all(metric in item.scores for _, item in asked):
@@ -159,9 +153,9 @@ def _value(lines: Sequence[Line], asked: Items, metric: str) -> dict[str, Any]:
         "metric": metric,
         "higher_is_better": bool(better),
         "value": value,
-        "stderr": _pooled(errors, sizes),
+        "stderr": pooled(errors, sizes),
         "questions": sum(sizes),
-        "chance": _weighted((line["chance"] for line in lines), sizes) if metric in ACCURACIES else math.nan,
+        "chance": weighted((line["chance"] for line in lines), sizes) if metric in ACCURACIES else math.nan,
         "answers": share,
     }
 
@@ -190,14 +184,6 @@ def _bits(lines: Sequence[Line], asked: Items) -> dict[str, Any]:
 
 def _has_bits(lines: Sequence[Line]) -> bool:
     return bool(lines) and all(line[BITS_METRIC] is not None for line in lines)
-
-
-def _pooled(errors: Sequence[float | None], sizes: Sequence[int]) -> float:
-    """The standard error of a mean over questions of several tasks."""
-    known = [math.nan if error is None else float(error) for error in errors]
-    return math.sqrt(sum((error * size) ** 2 for error, size in zip(known, sizes, strict=True))) / max(
-        1, sum(sizes)
-    )
 
 
 def _items(plan: EvalPlan, lines: Sequence[Line]) -> Items:

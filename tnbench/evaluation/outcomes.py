@@ -12,6 +12,7 @@ import pandas as pd
 
 from tnbench.config import digest
 from tnbench.errors import RequestError
+from tnbench.evaluation.groups import ACCURACIES, groups, questions, scores, tasks_and_groups
 from tnbench.evaluation.items import Item
 from tnbench.evaluation.study import Store, read_items
 from tnbench.profiling.lines import Line
@@ -24,13 +25,12 @@ from tnbench.statistics import compare_items, holm, verdicts
 ALPHA = 0.05
 Z = 1.959964
 """Of a 95 % interval."""
-ACCURACIES = ("acc", "acc_norm")
 BITS = "gold_bits_per_byte"
 ITEM_BITS = "item_gold_bits_per_byte"
 """Of single right answers, which are compared: their mean is not the ratio of sums that `BITS` is."""
 COLUMNS = (
-    "task", "model", "metric", "value", "stderr", "higher_is_better", "items", "fewshot", "limit", "chance",
-    "at_chance", "key",
+    "task", "members", "model", "metric", "value", "stderr", "higher_is_better", "items", "fewshot", "limit",
+    "chance", "at_chance", "key",
 )  # fmt: skip
 COMPARED = (
     "task", "fewshot", "limit", "metric", "model", "base", "difference", "low", "high", "p", "items",
@@ -42,9 +42,13 @@ HEADS = ["task", "model", "metric", "value", "± standard error", "chance", "aga
 
 
 def rows(lines: Sequence[Line]) -> Frame:
-    """Every metric of every record, and bits per byte of the right answers where they are known."""
+    """Every metric of every record, bits per byte of the right answers where they are known, and accuracies
+    of groups over all of their questions."""
     names = _names(lines)
     made = [{**row, "model": names[line["key"]]} for line in lines for row in _of(line)]
+    made += [
+        {**row, "model": names[members[0]["key"]]} for members in groups(lines) for row in _of_group(members)
+    ]
     return pd.DataFrame(made, columns=pd.Index(COLUMNS))
 
 
@@ -82,6 +86,23 @@ def _of(line: Line) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def _of_group(members: Sequence[Line]) -> Iterator[dict[str, Any]]:
+    shots = {line["fewshot"] for line in members}
+    for metric, found, chance in scores(members):
+        yield {
+            "task": members[0]["group"],
+            "members": len(members),
+            "metric": metric,
+            **found,
+            "items": sum(line["items"] for line in members),
+            "fewshot": shots.pop() if len(shots) == 1 else None,
+            "limit": members[0]["limit"],
+            "chance": chance,
+            "at_chance": _at_chance(found, chance),
+            "key": members[0]["request"],
+        }
+
+
 def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     """A metric as it is recorded, where what is not finite stands by its name."""
     error = found["stderr"]
@@ -106,25 +127,25 @@ def comparisons(store: Store, lines: Sequence[Line], problems: list[str] | None 
     verdict is *better* or *worse* where the corrected p is at most 0.05.
     """
     made = []
-    groups: dict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        same = {name: value for name, value in line["asked"].items() if name != "model"}
-        groups[digest({**same, "member": line["task"]})].append(line)
-    names = _names(lines)
-    for group in groups.values():
-        if len(group) < 2:
+    asked: dict[str, list[tuple[str, list[Line]]]] = defaultdict(list)
+    for name, same, members in tasks_and_groups(lines):
+        asked[digest(same)].append((name, members))
+    names, known = _names(lines), _Answers(store, problems)
+    for several in asked.values():
+        if len(several) < 2:
             continue
-        answered = []
-        for line in group:
-            try:
-                answered.append((line, {(one.id, one.hash): one for one in read_items(store, line)}))
-            except RequestError as error:
-                if problems is not None:
-                    problems.append(f"{error}: it is compared with nothing")
-        for other in answered[1:]:
+        answered = [(name, members, items) for name, members in several if (items := known(members))]
+        for name, other, mine in answered[1:]:
+            _, base, theirs = answered[0]
             made += [
-                {**row, "model": names[other[0]["key"]], "base": names[answered[0][0]["key"]]}
-                for row in _pair(*answered[0], *other)
+                {
+                    "task": name,
+                    **row,
+                    "model": names[other[0]["key"]],
+                    "base": names[base[0]["key"]],
+                    "key": other[0]["key"] if len(other) == 1 else other[0]["request"],
+                }
+                for row in _pair(base, theirs, mine)
             ]
     families: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
     for row in made:
@@ -148,27 +169,49 @@ def family(compared: Frame) -> str:
     )
 
 
-Items = dict[tuple[int, str], Item]
-"""By number and hash."""
+Items = dict[tuple[str, int, str], Item]
+"""By task, number and hash."""
 
 
-def _pair(base: Line, theirs: Items, other: Line, mine: Items) -> Iterator[dict[str, Any]]:
+class _Answers:
+    """The items of records, read once; those that are lost or damaged are told once."""
+
+    def __init__(self, store: Store, problems: list[str] | None) -> None:
+        self.store, self.problems = store, problems
+        self._of: dict[str, Items] = {}
+
+    def __call__(self, lines: Sequence[Line]) -> Items:
+        """All of them; none where some of them cannot be read."""
+        parts = [self._read(line) for line in lines]
+        return {key: item for part in parts for key, item in part.items()} if all(parts) else {}
+
+    def _read(self, line: Line) -> Items:
+        if line["key"] not in self._of:
+            try:
+                self._of[line["key"]] = questions(line, read_items(self.store, line))
+            except RequestError as error:
+                self._of[line["key"]] = {}
+                if self.problems is not None:
+                    self.problems.append(f"{error}: it is compared with nothing")
+        return self._of[line["key"]]
+
+
+def _pair(base: Sequence[Line], theirs: Items, mine: Items) -> Iterator[dict[str, Any]]:
     both = [key for key in theirs if key in mine]
     if len(both) < 2:
         return
-    scores: dict[str, tuple[list[float], list[float]]] = {}
-    for metric in base["metrics"]:
+    scored: dict[str, tuple[list[float], list[float]]] = {}
+    for metric in base[0]["metrics"]:
         if all(metric in theirs[key].scores and metric in mine[key].scores for key in both):
-            scores[metric] = [mine[k].scores[metric] for k in both], [theirs[k].scores[metric] for k in both]
+            scored[metric] = [mine[k].scores[metric] for k in both], [theirs[k].scores[metric] for k in both]
     bits = [[_bits(side[key]) for key in both] for side in (mine, theirs)]
     if not any(value is None for side in bits for value in side):
-        scores[ITEM_BITS] = bits[0], bits[1]  # type: ignore[assignment]
-    for metric, (a, b) in scores.items():
+        scored[ITEM_BITS] = bits[0], bits[1]  # type: ignore[assignment]
+    for metric, (a, b) in scored.items():
         found = compare_items(a, b, alpha=ALPHA)
-        better = base["metrics"].get(metric, {}).get("higher_is_better", metric in ACCURACIES)
+        better = base[0]["metrics"].get(metric, {}).get("higher_is_better", metric in ACCURACIES)
         yield {
-            "task": base["task"], "fewshot": base["fewshot"], "limit": base["limit"], "metric": metric,
-            "key": other["key"],
+            "fewshot": base[0]["fewshot"], "limit": base[0]["limit"], "metric": metric,
             "difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "items": len(both),
             "higher_is_better": bool(better),
         }  # fmt: skip
@@ -196,9 +239,10 @@ def cells(frame: Frame, compared: Frame) -> list[list[str]]:
         error = NOTHING if pd.isna(row["stderr"]) else f"{row['stderr']:.3f}"
         value = f"{row['value']:.3f}"
         first = "" if pd.isna(row["limit"]) else f", first {int(row['limit'])}"
+        several = "" if pd.isna(row["members"]) else f" ({int(row['members'])} tasks)"
         made.append(
             [
-                f"{row['task']}{shots}{first}",
+                f"{row['task']}{several}{shots}{first}",
                 str(row["model"]),
                 str(row["metric"]),
                 value,
