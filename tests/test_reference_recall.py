@@ -16,7 +16,7 @@ from tnbench.statistics import compare
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
-RECALL = ("recall-needle",)
+RECALL = ("recall-mqar", "recall-needle")
 DOMAINS = {"digits": ("val_pixel_bits", "val_class_error"), "series": ("val_sample_bits", "val_class_error")}
 
 
