@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 TIME = 300
 PRESETS = ["transnormerllm", "transformer", "retnet", "transnormer-t1"]
+COMPILED = [*PRESETS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS[2:])]
+"""A compilation takes half a minute."""
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +129,7 @@ def test_auto_takes_chunks_where_logits_are_large() -> None:
 # models
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", COMPILED)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("how", [True, "blocks"])
 def test_compiled_is_as_near_to_fp32_as_eager(how: Any, checkpointing: bool, preset: str) -> None:
