@@ -17,6 +17,7 @@ import torch
 from tnbench.config import RunConfig
 from tnbench.data import TokenData
 from tnbench.records import ENDED, RunFolder
+from tnbench.training import compilation
 from tnbench.training.environment import StopRequest, require_device, settings
 from tnbench.training.manifest import Manifest
 from tnbench.training.trainer import Displaced, Diverged, Progress, Stopped, Trainer
@@ -153,7 +154,7 @@ def _attempt(build: Callable[[], Trainer], manifest: Manifest, keep_weights: boo
 
 def _release(device: torch.device) -> None:
     """Give back the memory of a trainer that is gone, before the next one asks for its own."""
-    torch._dynamo.reset()  # compiled code refers to its model
+    compilation.forget()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ from tnbench.config import RunConfig
 from tnbench.data import ExampleData, ExampleSet, TokenData
 from tnbench.model import LanguageModel
 from tnbench.records import MetricsLog, RunFolder, remove_unfinished
-from tnbench.training import checkpoint
+from tnbench.training import checkpoint, compilation
 from tnbench.training.environment import StopRequest
 from tnbench.training.evaluate import evaluate
 from tnbench.training.evaluate_examples import evaluate_examples
@@ -110,7 +110,7 @@ class Trainer:
         self.model.activation_checkpointing = training.activation_checkpointing
         self.model.train()
         if training.compile or device.type == "cuda":  # on a GPU the loss has a compiled part of its own
-            torch._dynamo.reset()  # what earlier runs of this process compiled counts towards a limit
+            compilation.begin(config, data.vocab_size)
         self.loss_of = objective(self.model, training, examples=isinstance(data, ExampleData))
         self.optimizer = adamw(self.model, training)
         manifest.describe_model(self.model, self.context)
