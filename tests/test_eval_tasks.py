@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from texts import write_task
 
 from tnbench import cli
 from tnbench.evaluation import evaluating, items, study, task_files, tasks
@@ -24,17 +25,6 @@ DOCUMENTS = [
     {"q": "two", "choices": ["a", "c"], "label": 1},
     {"q": "three", "choices": ["d", "c"], "label": 1},
 ]
-FILE = """
-task: mine
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}}"
-doc_to_target: label
-doc_to_choice: choices
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 
 Evaluate = Callable[..., int]
 
@@ -43,9 +33,7 @@ Evaluate = Callable[..., int]
 def folder(tmp_path: Path) -> Path:
     """A task file and its data."""
     place = tmp_path / "tasks"
-    place.mkdir()
-    (place / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in DOCUMENTS))
-    (place / "mine.yaml").write_text(FILE.format(data=place / "data.jsonl"))
+    write_task(place, DOCUMENTS)
     return place
 
 

@@ -14,6 +14,17 @@ from tnbench.config import DataConfig
 from tnbench.data import TokenData, prepare
 from tnbench.errors import RequestError
 
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_target: label
+doc_to_choice: choices
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
 WORDS = ["the", "of", "and", "to", "in", "that", "state", "union", "congress", "law", "people", "日本", "é"]
 
 
@@ -30,6 +41,13 @@ def prose(seed: int, size: int) -> str:
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
     path.write_text("".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)))
     return path
+
+
+def write_task(folder: Path, documents: list[dict[str, Any]]) -> None:
+    """A new folder with a task of choices for lm-eval, `mine`, and its questions."""
+    folder.mkdir()
+    (folder / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
+    (folder / "mine.yaml").write_text(TASK.format(data=folder / "data.jsonl"))
 
 
 def config(corpus: Path | str, **values: Any) -> DataConfig:
