@@ -21,6 +21,15 @@ pytest.register_assert_rewrite("texts", "tiny_runs", "small_suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _imports_are_kept() -> Iterator[None]:
+    """Every run collects garbage: what the collection of tests has imported is not looked through again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TNBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -44,16 +53,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settled_process() -> Iterator[None]:
-    """One thread, and a garbage collector that does not look through torch's imports before every run."""
+def settled_process() -> None:
+    """One thread, and what was imported since the tests began is kept from the garbage collector too."""
     import torch
     import torch._dynamo
 
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -195,8 +195,7 @@ def test_one_launch_of_a_plan_serves_one_set_of_strides(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Plan, "_launch", recorded)
     rates = torch.tensor([-0.1, 0.0])
-    for feature_map in ("none", "swish", "none", "relu"):
-        x = torch.randn(1, 300, 4 * 32, requires_grad=True)
-        for _ in range(2):
-            gated_linear_attention(x, rates, heads=2, feature_map=feature_map).sum().backward()
+    for feature_map in ("none", "none", "swish", "none", "relu"):
+        x = torch.randn(1, 66, 4 * 32, requires_grad=True)
+        gated_linear_attention(x, rates, heads=2, feature_map=feature_map).sum().backward()
     assert {name for _, name, *_ in seen} >= {"outputs", "gradients"}

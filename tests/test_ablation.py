@@ -43,6 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     there = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(there)
+        patch.setattr("tnbench.ablation.execute.Worker", LocalWorker)
         prepare_folder(there)
         assert ablate() == 0
     return there / "results"
@@ -73,6 +74,7 @@ def test_a_suite_writes_everything_and_is_not_repeated(finished: Path) -> None:
 
 
 def test_what_is_missing_is_run_and_gives_the_same_numbers(finished: Path) -> None:
+    """By a worker that is a process of its own."""
     shutil.copytree(finished, "results")
     lost, *kept = sorted(Path("results/small/runs").iterdir())
     shutil.rmtree(lost)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +129,16 @@ SMALL = [
     "cpu",
 ]
 SHORT = [*SMALL, "--set", "training.steps=6", "--set", "training.batch_tokens=128"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a run on text.txt."""
+    there = tmp_path_factory.mktemp("trained")
+    (there / "text.txt").write_text(TEXT)
+    with contextlib.chdir(there):
+        assert tnbench("train", *SHORT) == 0
+    return there / "results"
 
 
 def test_train_writes_records_and_does_not_repeat_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,11 +288,11 @@ def test_names_are_shown_as_they_are(
     (folder / "mine.yaml").write_text(
         HEAD + "variants: {a: {}, '[/x]': {model.mixer: [diag-attention, gla]}}\n"
     )
-    for mode in ("--plan", "--status"):
+    for mode in ("--status", "--plan"):
         assert tnbench("ablate", "mine.yaml", "--device", "cpu", mode) == 0
-        assert "[/x]" in capsys.readouterr().out
-    assert tnbench("ablate", "mine.yaml", "--device", "cpu", "--plan") == 0
-    assert "model.mixer = [diag-attention, gla]" in " ".join(capsys.readouterr().out.split())
+        said = capsys.readouterr().out
+        assert "[/x]" in said
+    assert "model.mixer = [diag-attention, gla]" in " ".join(said.split())
 
 
 def test_ctrl_c_before_anything_was_run_says_so() -> None:
@@ -317,9 +329,14 @@ def test_readme_shows_the_two_commands() -> None:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_commands_are_right(
-    command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    trained: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every command is parsed, and its request checked; what would train for long is planned or cut short."""
+    monkeypatch.setattr("tnbench.ablation.plan.seconds_per_run", lambda suite, variant: 1.0)
     arguments = shlex.split(command)[1:]
     if arguments[0] == "ablate" and not {"--plan", "--status", "--report"} & set(arguments):
         arguments.append("--status")
@@ -328,12 +345,13 @@ def test_readme_commands_are_right(
     if arguments[0] == "profile-model":
         arguments += [] if {"--plan", "--report", "--fit"} & set(arguments) else ["--plan"]
     if arguments[0] in ("generate", "eval", "export"):  # a run of this code, in place of RUN
-        assert tnbench("train", *SHORT) == 0
+        shutil.copytree(trained, "results")
         arguments[1] = next(Path("results/train/runs").iterdir()).name
     if arguments[0] == "eval" and "--by-position" not in arguments:
         arguments += ["--limit", "4"]
     if arguments[0] == "train":
         arguments = [re.sub(r"training\.tokens=.*", "training.tokens=8192", word) for word in arguments]
+        arguments += ["--set", "data.corpus=text.txt"] if "--from" not in arguments else []
     if arguments[:2] == ["data", "prepare"]:
         (folder / arguments[2]).write_text((ROOT / arguments[2]).read_text())
     if arguments[0] == "compare" or "--check" in arguments:
@@ -341,8 +359,7 @@ def test_readme_commands_are_right(
     elif arguments[0] == "figures":
         arguments += ["scale", "--records", str(ROOT / "results" / "reference"), "--out", "figures"]
     if "--from" in arguments:  # a shorter original than the one of README
-        assert tnbench("train", *SHORT, "--results", "original") == 0
-        (original,) = Path("original/train/runs").glob("*/manifest.json")
+        (original,) = trained.glob("train/runs/*/manifest.json")
         arguments[arguments.index("--from") + 1] = str(original)
     if "--plan" in arguments and arguments[0] == "ablate":
         arguments += ["--set", "model.size=0.1m"] if "model.size" not in command else []

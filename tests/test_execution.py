@@ -55,7 +55,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(there)
         patch.setattr("tnbench.ablation.execute.Worker", LocalWorker)
         prepare_folder(there, STEPS)
-        assert set(execute(suite(2)).outcomes.values()) == {"finished"}
+        assert set(execute(suite()).outcomes.values()) == {"finished"}
     return there / "results"
 
 
@@ -68,7 +68,7 @@ def checkpoints() -> list[Path]:
 
 
 def attempts() -> list[int]:
-    return [run.folder.read_manifest()["attempts"] for run in suite(2).runs()]  # type: ignore[index]
+    return [run.folder.read_manifest()["attempts"] for run in suite().runs()]  # type: ignore[index]
 
 
 def same_results(other: Path) -> None:
@@ -88,7 +88,7 @@ def same_results(other: Path) -> None:
 )
 @pytest.mark.usefixtures("local_workers")
 def test_a_suite_that_was_stopped_goes_on_where_it_was(number: signal.Signals, uninterrupted: Path) -> None:
-    process = start()
+    process = start("--seeds", "1")
     wait_for(checkpoints, process)
     os.kill(process.pid, number)
     output = process.communicate(timeout=60)[0].decode()
@@ -99,7 +99,7 @@ def test_a_suite_that_was_stopped_goes_on_where_it_was(number: signal.Signals, u
         assert "the same command goes on" in output
         assert "Traceback" not in output
         assert checkpoints()
-    assert set(execute(suite(2)).outcomes.values()) == {"finished"}
+    assert set(execute(suite()).outcomes.values()) == {"finished"}
     assert 2 in attempts()
     same_results(uninterrupted)
 
@@ -136,6 +136,8 @@ def test_the_run_of_a_dead_worker(
     then: str, folder: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Path
 ) -> None:
     held: list[leases.Lease | None] = []
+    if then != "another command has ended it":
+        prepare_folder(folder, 4)
 
     class Doomed(LocalWorker):
         """Dies with its first run."""
@@ -172,11 +174,11 @@ def test_the_run_of_a_dead_worker(
 
 @pytest.mark.slow
 def test_two_commands_share_a_suite(uninterrupted: Path) -> None:
-    for process in [start(), start()]:
+    for process in [start("--seeds", "1"), start("--seeds", "1")]:
         output = process.communicate(timeout=120)[0].decode()
         assert process.returncode == 0, output
-        assert "4 runs: 4 finished" in output
-    assert attempts() == [1] * 4
+        assert "2 runs: 2 finished" in output
+    assert attempts() == [1] * 2
     same_results(uninterrupted)
 
 

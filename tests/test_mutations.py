@@ -137,7 +137,7 @@ def mutations(count: int) -> Any:
     return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=checks)
 
 
-@mutations(150)
+@mutations(75)
 @given(mutated_files())
 def test_a_mutated_suite_is_planned_or_refused(content: bytes):
     checked(content)
