@@ -100,4 +100,4 @@ def test_what_cannot_be_asked(
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(foreign, "PACKAGE", "no_such_package")
     with pytest.raises(RequestError, match="pip install no_such_package"):
-        foreign.open_foreign(tmp_path / "a.gguf", device="cpu", precision="fp32", max_length=None)
+        foreign.require(tmp_path / "a.gguf")

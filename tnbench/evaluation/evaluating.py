@@ -170,7 +170,7 @@ def _model(
     if name.startswith(foreign.HUB):
         return _folder(foreign.of_hub(name), options, name, faithful)
     path = Path(name)
-    if path.suffix == foreign.GGUF and path.is_file():
+    if path.suffix == foreign.GGUF:
         return _foreign(path, path.stem, options)
     if (path / exported.CONFIG).is_file() and not (path / "manifest.json").is_file():
         return _folder(path, options, path.resolve().name, faithful)
@@ -241,6 +241,7 @@ def _folder(folder: Path, options: dict[str, Any], label: str, faithful: bool) -
 
 def _foreign(path: Path, label: str, options: dict[str, Any]) -> Model:
     """A model of another maker."""
+    foreign.require(path)
     content = _content(path)
     return Model(
         f"{label} {content}",

@@ -9,12 +9,19 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tnbench.errors import RequestError, first_line
 from tnbench.evaluation.task_loading import without_bars
 
 HUB = "hf:"
 """What the name of a model on the Hugging Face hub begins with."""
 GGUF, PACKAGE = ".gguf", "gguf"
+MAGIC = b"GGUF"
+WEIGHTS = ("*.safetensors", "*.bin")
+PROBE, CAUSAL = 8, 1e-5
+"""Tokens before and after the place at which causality is tried, and how far the logits before it may move,
+as a share of the largest."""
 BATCH = {"cpu": 4, "cuda": "auto"}
 
 
@@ -47,6 +54,26 @@ def of_hub(name: str) -> Path:
         ) from error
 
 
+def require(path: Path) -> None:
+    """What can be known of a folder or a .gguf file before it is loaded.
+
+    Raises:
+        RequestError: it is no such file, has no weights, or a package is missing that reads it.
+    """
+    if path.suffix == GGUF:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise RequestError(f"{path} needs a package: pip install {PACKAGE}")
+        try:
+            with open(path, "rb") as file:
+                magic = file.read(len(MAGIC))
+        except OSError as error:
+            raise RequestError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        if magic != MAGIC:
+            raise RequestError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()}")
+    elif not any(found for ending in WEIGHTS for found in path.glob(ending)):
+        raise RequestError(f"{path} holds no weights: {' or '.join(WEIGHTS)}")
+
+
 def open_foreign(path: Path, *, device: str, precision: str, max_length: int | None) -> Any:
     """An lm-eval model of a folder in transformers' layout, or of a .gguf file.
 
@@ -57,7 +84,8 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
         max_length: tokens that it is given at a time; None for as many as it says that it takes.
 
     Raises:
-        RequestError: it cannot be loaded.
+        RequestError: it cannot be loaded, some of its weights are missing, or it reads what comes after a
+            token.
     """
     from lm_eval.models import huggingface
     from transformers.utils import logging
@@ -67,6 +95,31 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
     class Foreign(theirs):
         """With what is asked of a `HarnessModel` beside lm-eval's questions."""
 
+        def _create_model(self, *arguments: Any, **options: Any) -> None:
+            """Weights that the folder does not have would be random ones, with a warning."""
+            super()._create_model(*arguments, output_loading_info=True, **options)
+            self._model, said = self._model
+            if missing := sorted(said["missing_keys"]):
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise RequestError(f"{path} lacks weights of its model: {', '.join(missing[:3])}{more}")
+
+        def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
+            rows = _tokens(self.model)
+            if int(inps.max()) >= rows:
+                raise ValueError(
+                    f"its tokenizer gives token {int(inps.max())}, and its embeddings have {rows}: they are "
+                    "not of one model"
+                )
+            try:
+                logits = super()._model_call(inps, *others, **named)
+            except IndexError as error:
+                raise ValueError(
+                    f"its positions do not reach {inps.shape[1]} tokens; give a shorter --max-length"
+                ) from error
+            if bool(logits.isnan().any()):
+                raise FloatingPointError("the model's logits are not numbers: its weights are damaged")
+            return logits
+
         def loses(self, context: str, following: str | int) -> bool:
             """As `HarnessModel.loses`."""
             tokens = following if isinstance(following, int) else len(self.tok_encode(following)) - 1
@@ -74,14 +127,13 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
 
     where: dict[str, Any] = {"pretrained": str(path)}
     if path.suffix == GGUF:
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise RequestError(f"{path} needs a package: pip install {PACKAGE}")
         where = {"pretrained": str(path.parent), "gguf_file": path.name}
-    bars = logging.is_progress_bar_enabled()
+    bars, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it would tell of missing weights in a table
     try:
         with without_bars():
-            return Foreign(
+            model = Foreign(
                 **where,
                 device=device,
                 dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
@@ -89,8 +141,35 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
                 max_length=max_length,
                 trust_remote_code=False,
             )
+            causal = _is_causal(model.model)
+    except RequestError:
+        raise
     except Exception as error:
-        raise RequestError(f"{path} cannot be loaded by transformers: {first_line(error)}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(
+            f"{path} cannot be loaded by transformers: {type(error).__name__}: {reason}"
+        ) from error
     finally:
+        logging.set_verbosity(told)
         if bars:
             logging.enable_progress_bar()
+    if not causal:
+        raise RequestError(
+            f"{path} reads what comes after a token, as encoders do: the likelihoods that it gives are none"
+        )
+    return model
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether logits do not change with the tokens that come after."""
+    ids = torch.arange(1, 1 + 2 * PROBE, device=model.device) % _tokens(model)
+    other = torch.cat([ids[:PROBE], ids[PROBE:].flip(0)])
+    with torch.no_grad():
+        before, after = (model(row[None]).logits[0, :PROBE].float() for row in (ids, other))
+    size = float(before[before.isfinite()].abs().max()) if bool(before.isfinite().any()) else 0.0
+    return torch.allclose(before, after, rtol=0, atol=CAUSAL * size, equal_nan=True)
+
+
+def _tokens(model: Any) -> int:
+    """Rows of a model's embeddings."""
+    return int(model.get_input_embeddings().weight.shape[0])

@@ -218,7 +218,7 @@ def _pair(base: Sequence[Line], theirs: Items, mine: Items) -> Iterator[dict[str
 
 
 def _bits(item: Item) -> float | None:
-    if item.gold_nats is None or not item.gold_bytes:
+    if item.gold_nats is None or not item.gold_bytes or not math.isfinite(item.gold_nats):
         return None
     return item.gold_nats / math.log(2) / item.gold_bytes
 
