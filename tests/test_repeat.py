@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny_runs import manifest, same_run, tiny, values
 
-from tnbench import cli
-from tnbench.ablation import leases
+from tnbench import cli, commands
+from tnbench.ablation import leases, thinning
 from tnbench.ablation.repeat import compared, read_original
 from tnbench.config import RunConfig, digest, run_id
 from tnbench.data import TokenData
@@ -120,6 +120,45 @@ def test_values_too_many_or_too_few_differ(original: RunFolder, copy: RunFolder)
     same, text = compared(read_original(original.manifest), copy)
     assert not same
     assert "no value here" in text
+
+
+def test_thinned_metrics_are_compared_as_far_as_they_go(original: RunFolder, tmp_path: Path) -> None:
+    suite = original.path.parent.parent
+    with pytest.raises(SystemExit) as ended:
+        commands.run_alone(thinning.main, [str(suite), str(tmp_path)])
+    assert ended.value.code == 0
+    kept = RunFolder(tmp_path / "mine" / "runs" / original.id)
+    assert kept.outcome() == "finished"
+    assert not kept.weights.exists()
+    few, all_of_them = values(kept), values(original)
+    assert 0 < len(few) < len(all_of_them)
+    assert set(few) <= set(all_of_them)
+    assert [step for name, _, _, step, _, _ in few if name == "train_loss"] == [1, 11, 12]
+    assert {value for value in all_of_them if value[-1] != "train"} <= set(few)
+    same, text = compared(read_original(kept.manifest), original)
+    assert same
+    assert f"all {len(few)} recorded values that are kept" in text
+    twice = RunFolder(tmp_path / "twice" / original.id)
+    thinning.write(kept, twice)
+    assert twice.metrics.read_bytes() == kept.metrics.read_bytes()
+    change_value(kept, "train_loss", 11, lambda loss: loss + 1)
+    assert not compared(read_original(kept.manifest), original)[0]
+
+
+def test_only_ended_runs_are_thinned(copy: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    change(copy, outcome=None)
+    suite = tmp_path / "a" / "some"
+    shutil.copytree(copy.path, suite / "runs" / copy.id)
+    for place, out, said in (
+        (suite, tmp_path / "b", "did not end"),
+        (suite, tmp_path / "a", "written over itself"),
+        (tmp_path, tmp_path / "b", "has no runs"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            commands.run_alone(thinning.main, [str(place), str(out)])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_final_weights_are_compared(original: RunFolder, copy: RunFolder) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from tnbench import registry
+from tnbench.ablation import thinning
 from tnbench.ablation.train import complete, exit_status
 from tnbench.config import RunConfig, check, digest, run_id
 from tnbench.data import TokenData, prepare
@@ -204,7 +205,8 @@ def compared(original: Original, again: RunFolder) -> tuple[bool, str]:
     """Whether all values of the original stand in the other record too, exactly, and a line that says so.
 
     Two runs that finished or diverged must agree in that, in their last step, and in what they recorded;
-    of one that was stopped by its machine, what it has recorded must be in the other.
+    of one that was stopped by its machine, or whose metrics were thinned, what it has recorded must be in the
+    other.
     """
     beside = original.folder
     former, problems = read_metrics(beside.metrics)
@@ -215,7 +217,8 @@ def compared(original: Original, again: RunFolder) -> tuple[bool, str]:
     first, second = original.manifest, again.read_manifest() or {}
     whole = first.get("outcome") in OWN
     differ = [key for key, value in theirs.items() if key not in mine or not _same(value, mine[key])]
-    differ += [key for key in mine if key not in theirs] if whole and not broken else []
+    thinned = thinning.KEY in first
+    differ += [key for key in mine if key not in theirs] if whole and not broken and not thinned else []
     if differ:
         name, split, step = key = differ[0]
         values = [f"{side[key]!r}" if key in side else "no value" for side in (theirs, mine)]
@@ -237,7 +240,8 @@ def compared(original: Original, again: RunFolder) -> tuple[bool, str]:
         if not _same_weights(beside.weights, again.weights):
             return False, f"differs from the original in the final weights ({again.weights})"
         weights = ", and the final weights"
-    return True, f"identical to the original: all {len(theirs)} recorded values{weights}{broken}"
+    kept = " that are kept" if thinned else ""
+    return True, f"identical to the original: all {len(theirs)} recorded values{kept}{weights}{broken}"
 
 
 def _recorded(values: list[dict[str, Any]]) -> dict[Key, float]:
