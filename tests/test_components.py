@@ -161,6 +161,8 @@ def test_other_decays_by_hand():
     with pytest.raises(RequestError, match="lists 3 values for 2 heads"):
         decays.FixedDecay(2, 0, 1, value=[0.5, 0.5, 0.5])
     # Memory lengths 2, 8, 32 in geometric progression; layer factor 0.50001 in the middle of three
+    near(slopes(decays.AllLayersDecay(2, 0, 4)), numbers(1 / 16, 1 / 256))
+    near(slopes(decays.AllLayersDecay(2, 3, 4)), numbers(1 / 16, 1 / 256) / 4)
     log_spaced = decays.LogSpacedDecay(3, 1, 3, shortest=2, longest=32)
     near(slopes(log_spaced), 0.50001 * numbers(1 / 2, 1 / 8, 1 / 32))
     assert decays.NoDecay(2, 0, 1)() is None

@@ -74,6 +74,14 @@ class OfficialDecay(Decay):
         super().__init__([slope * factor for slope in alibi_slopes(heads)])
 
 
+@register("decay", "all-layers")
+class AllLayersDecay(Decay):
+    """λ = exp(−2^(−8h/H) (1 − l/L)), h = 1..H, l = 0..L−1: as official, but the last layer decays too."""
+
+    def __init__(self, heads: int, layer: int, layers: int) -> None:
+        super().__init__([slope * (1 - layer / layers) for slope in alibi_slopes(heads)])
+
+
 @register("decay", "printed", reference="arXiv 2307.14995, eq. 2 as printed")
 class PrintedDecay(Decay):
     """λ = exp(−(8h/H) (1 − l/L)), h = 0..H−1, l = 1..L: the formula in the paper's text.

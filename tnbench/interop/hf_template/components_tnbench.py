@@ -240,6 +240,11 @@ def official(heads: int, layer: int, layers: int, temperature: bool = True) -> l
     return [slope * temperature_factor(layer, layers, temperature) for slope in alibi_slopes(heads)]
 
 
+def all_layers(heads: int, layer: int, layers: int) -> list[float]:
+    """2^(−8h/H)(1 − l/L): the last layer decays too."""
+    return [slope * (1 - layer / layers) for slope in alibi_slopes(heads)]
+
+
 def printed(heads: int, layer: int, layers: int, temperature: bool = True) -> list[float]:
     """(8h/H)(1 − l/L), as arXiv 2307.14995 prints it."""
     return [8 * h / heads * (1 - (layer + 1) / layers if temperature else 1.0) for h in range(heads)]
@@ -272,6 +277,7 @@ def fixed(heads: int, layer: int, layers: int, value: float | list[float] = 0.99
 SLOPES = {
     "none": lambda heads, layer, layers: None,
     "official": official,
+    "all-layers": all_layers,
     "printed": printed,
     "retnet": retnet,
     "log-spaced": log_spaced,
