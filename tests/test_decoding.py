@@ -15,7 +15,7 @@ from triton_processes import interpreted
 from tnbench import registry
 from tnbench.config import ModelConfig
 from tnbench.evaluation import generation
-from tnbench.evaluation.generation import Decoder, inference_model
+from tnbench.evaluation.generation import DTYPES, Decoder, inference_model
 from tnbench.model import LanguageModel, mixers
 from tnbench.model.decays import LearnedDecay
 from tnbench.model.feature_maps import FeatureMap
@@ -111,16 +111,17 @@ def test_prefill_and_decode_are_the_forward_pass(preset: str, version: str, leng
 
 
 @every_preset
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 0.05), ("fp16", 0.01)])
 @torch.no_grad()
-def test_bf16_decoding_is_near_fp32(preset: str, version: str):
-    """Weights of normal size. Each rounding is 2^-8 = 0.4 %, some ten of them in a row."""
+def test_decoding_in_half_precision_is_near_fp32(preset: str, version: str, precision: Any, limit: float):
+    """Weights of normal size. Each rounding is 2^-8 or 2^-11 (0.4 or 0.05 %), some ten of them in a row."""
     model, tokens = preset_model(preset, version, context=80, init_std=0.02), some_tokens(2, 80)
     exact = model(tokens)
-    model = inference_model(model, "bf16")
+    model = inference_model(model, precision)
     logits, _ = in_place(model, tokens, 60)
-    assert logits.dtype == torch.bfloat16
-    assert_near(logits, exact, 0.05)
-    assert_near(logits, model(tokens), 0.05)
+    assert logits.dtype == DTYPES[precision]
+    assert_near(logits, exact, limit)
+    assert_near(logits, model(tokens), limit)
 
 
 @pytest.mark.slow

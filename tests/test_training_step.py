@@ -21,6 +21,7 @@ from tnbench.kernels import normalisation
 from tnbench.model import LanguageModel, norms
 from tnbench.model.mixers.softmax import BACKENDS
 from tnbench.resolution import resolve
+from tnbench.training.environment import autocast
 from tnbench.training.optimizer import adamw, clip
 from tnbench.training.step import objective, optimizer_step
 
@@ -76,8 +77,11 @@ def near(found: tuple[float, Tensor], expected: tuple[float, Tensor], limit: flo
 # precision
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @every_family
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", DTYPES)
 def test_no_activation_is_promoted(precision: str, preset: str, convention: str) -> None:
     """The residual stream, both parts of it, and what norms and mixers give, have the run's precision."""
     settings = config(preset, convention=convention, precision=precision)
@@ -92,19 +96,20 @@ def test_no_activation_is_promoted(precision: str, preset: str, convention: str)
         parts = name.rpartition(".")[2]
         if module in list(model.blocks) or parts.endswith(("_norm", "_mixer")):
             module.register_forward_hook(partial(note, name))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with autocast("cpu", precision):
         hidden = model.hidden(batch()[:, :-1])
-    expected = torch.bfloat16 if precision == "bf16" else torch.float32
+    expected = DTYPES[precision]
     assert len(seen) >= 2 * 6 + 1
     assert {dtype for _, dtype in [*seen, ("hidden", hidden.dtype)]} == {expected}, seen
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 @every_family
-def test_bf16_is_near_fp32(preset: str, convention: str) -> None:
-    found, exact = (outcome(config(preset, convention=convention, precision=p)) for p in ("bf16", "fp32"))
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_is_near_fp32(preset: str, convention: str, precision: str, limit: float) -> None:
+    found, exact = (outcome(config(preset, convention=convention, precision=p)) for p in (precision, "fp32"))
     assert found[0] != exact[0]
-    assert near(found, exact, 0.05)
+    assert near(found, exact, limit)
 
 
 # norms with the sum in front of them

@@ -257,8 +257,9 @@ class TrainingConfig(Strict):
     """AdamW β2."""
     gradient_clip: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 leaves gradients as they are."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: activations, the residual stream too, in bf16; weights, optimizer and statistics in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16`: activations, the residual stream too, in bf16; weights, optimizer and statistics in fp32.
+    `fp16`: likewise, with a loss scale."""
     loss: Literal["auto", "logits", "chunked", "liger"] = "auto"
     """Cross entropy over all logits at once, in chunks, or by Liger's kernels; `auto`: in chunks where the
     logits are large and on a GPU."""

@@ -25,7 +25,7 @@ class Evals(Strict):
     """A folder of saved data sets, in place of the hub."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens given at a time; absent, the trained context."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Of the weights; absent, bf16 on a GPU and fp32 elsewhere."""
     by_position: str | None = None
     """Length of the windows in which the loss is read by position: 16x the trained context, or tokens."""

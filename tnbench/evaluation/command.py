@@ -60,7 +60,7 @@ def generate_text(
         seed: sample n draws with the seed `seed` + n.
         samples: how many, all at once; the first is shown as it is made, the others after it.
         device: `auto`, `cpu` or `cuda`.
-        precision: `fp32` or `bf16`; None for bf16 on a GPU and fp32 elsewhere.
+        precision: `fp32`, `bf16` or `fp16`; None for bf16 on a GPU and fp32 elsewhere.
 
     Returns:
         The exit status: 0, or 130 if interrupted.

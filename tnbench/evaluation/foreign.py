@@ -23,6 +23,8 @@ PROBE, CAUSAL = 8, 1e-5
 """Tokens before and after the place at which causality is tried, and how far the logits before it may move,
 as a share of the largest."""
 BATCH = {"cpu": 4, "cuda": "auto"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""In transformers' words."""
 
 
 def is_known(kind: str) -> bool:
@@ -80,7 +82,7 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
     Args:
         path: the folder, or the file.
         device: `cpu` or `cuda`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         max_length: tokens that it is given at a time; None for as many as it says that it takes.
 
     Raises:
@@ -136,7 +138,7 @@ def open_foreign(path: Path, *, device: str, precision: str, max_length: int | N
             model = Foreign(
                 **where,
                 device=device,
-                dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+                dtype=DTYPES[precision],
                 batch_size=BATCH[device],
                 max_length=max_length,
                 trust_remote_code=False,

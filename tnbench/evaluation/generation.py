@@ -20,11 +20,11 @@ PREFILL_TOKENS = 8192
 """Tokens of all sequences in one pass of a prefill: enough for a GPU's matrix products, and a bound on what
 the pass needs beside the state."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP = 3  # calls before a capture: compilation, and libraries that allocate when they are first used
 
 
-def inference_model(model: LanguageModel, precision: Literal["fp32", "bf16"]) -> LanguageModel:
+def inference_model(model: LanguageModel, precision: Literal["fp32", "bf16", "fp16"]) -> LanguageModel:
     """The model itself, for inference: its matrices and embeddings in `precision`, and no gradients.
 
     Decays, angles θ, learned positions and the norms' gains stay in fp32, as do states and the norms' sums:

@@ -32,7 +32,7 @@ class HarnessModel(TemplateLM):
         run: a run id, run folder or manifest, as for `load_run`; or None with `model` and `tokenizer`.
         results: where run ids are looked for.
         device: `cpu`, or a GPU where there is one (`cuda`, None).
-        precision: `fp32` or `bf16`; None for bf16 on a GPU and fp32 elsewhere.
+        precision: `fp32`, `bf16` or `fp16`; None for bf16 on a GPU and fp32 elsewhere.
         max_length: tokens that the model is given at a time; None for the context that it was trained with.
         batch_tokens: tokens of a pass, at most.
 

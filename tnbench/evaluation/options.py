@@ -14,6 +14,7 @@ class Precision(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run id, a run folder or its manifest.json.")]

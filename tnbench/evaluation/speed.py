@@ -21,7 +21,7 @@ import typer
 from tnbench.commands import run_alone
 from tnbench.data import prepare
 from tnbench.errors import RequestError
-from tnbench.evaluation import task_loading, tasks
+from tnbench.evaluation import foreign, task_loading, tasks
 from tnbench.evaluation.generation import DTYPES
 from tnbench.evaluation.harness import HarnessModel
 from tnbench.evaluation.loading import load_run
@@ -55,7 +55,7 @@ def main(
     batch_sizes: Annotated[str, typer.Option(help="Of lm-eval's model.")] = "1,4,16,64",
     rounds: Annotated[int, typer.Option(min=2, help="Interleaved.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; bf16 on a GPU.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU.")] = None,
     results: Annotated[Path, typer.Option(help="Where the record is written.")] = Path("results"),
 ) -> None:
     """Time a task with our model and with lm-eval's on its export, in one run."""
@@ -145,7 +145,7 @@ def _theirs(folder: Path, device: str, precision: str, length: int, size: int) -
     with task_loading.without_bars():
         return theirs(
             pretrained=str(folder), trust_remote_code=True, device=device, max_length=length, batch_size=size,
-            dtype={"fp32": "float32", "bf16": "bfloat16"}[precision],
+            dtype=foreign.DTYPES[precision],
         )  # fmt: skip
 
 

@@ -35,11 +35,11 @@ def require_device(config: RunConfig) -> torch.device:
         raise RequestError(
             f"model.implementation = triton: the kernels cannot run here, {reason}; set auto or chunked"
         )
-    if device.type == "cpu" and training.compile and training.precision == "bf16":
+    if device.type == "cpu" and training.compile and training.precision != "fp32":
         # Inductor's vectorised transpose of bf16 blocks reads what it has not written (seen with torch 2.13).
         raise RequestError(
-            "training.compile with training.precision = bf16 gives NaN on a CPU, by a defect of torch: set "
-            "training.precision=fp32 or training.compile=false"
+            f"training.compile with training.precision = {training.precision} gives NaN on a CPU, by a "
+            "defect of torch: set training.precision=fp32 or training.compile=false"
         )
     if training.compile is True and isinstance(config.data.corpus, Component):
         raise RequestError(
@@ -94,8 +94,9 @@ def settings(training: TrainingConfig) -> Iterator[dict[str, Any]]:
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """The context of a forward pass: bf16 activations for `bf16` (docs/models.md), no change for `fp32`."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """The context of a forward pass: activations in bf16 or fp16 (docs/models.md), no change for `fp32`."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=precision != "fp32")
 
 
 class StopRequest:

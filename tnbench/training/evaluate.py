@@ -66,7 +66,7 @@ def evaluate(
         texts: gives batches of (inputs, targets), each (batch, time).
         sequences: windows per forward pass.
         device: `cpu` or `cuda`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         between: called before each forward pass; what it raises ends the evaluation.
     """
     training = model.training

@@ -76,7 +76,7 @@ def evaluate_examples(
         examples: the rows.
         sequences: rows per forward pass; losses depend on it in their last bits only.
         device: `cpu` or `cuda`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         between: called before each forward pass; what it raises ends the evaluation.
     """
     training = model.training

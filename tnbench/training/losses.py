@@ -38,12 +38,19 @@ def form(training: TrainingConfig, vocabulary: int) -> str:
     """`logits`, `chunked` or `liger`: what `training.loss` stands for; by its configured micro-batches."""
     if training.loss != "auto":
         return training.loss
+    if training.precision == "fp16":
+        return "logits"
     tokens = training.micro_batch_tokens or training.batch_tokens
     return "chunked" if training.device == "cuda" and 4 * tokens * vocabulary >= SMALL else "logits"
 
 
 def require(training: TrainingConfig) -> None:
-    """Raises RequestError where Liger's loss is asked for and cannot run."""
+    """Raises RequestError where Liger's loss cannot run, or the loss scale of fp16 would come too late."""
+    if training.precision == "fp16" and training.loss in ("chunked", "liger"):
+        raise RequestError(
+            f"training.loss = {training.loss} with training.precision = fp16: it computes gradients before "
+            "they are scaled, and they would vanish; set training.loss=logits or auto"
+        )
     if training.loss != "liger":
         return
     if training.device != "cuda":

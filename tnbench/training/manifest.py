@@ -95,6 +95,7 @@ class Manifest:
             peak_memory_bytes=state.peak_memory_bytes,
             micro_batches=state.micro_batches,
             evaluation=state.evaluation,
+            stability=state.stability(),
         )
         for problem in problems:
             self.note(problem)

@@ -34,7 +34,7 @@ from tnbench.training.memory import PeakMemory
 from tnbench.training.optimizer import adamw
 from tnbench.training.schedule import learning_rate
 from tnbench.training.state import State
-from tnbench.training.step import objective, optimizer_step
+from tnbench.training.step import loss_scale, objective, optimizer_step
 
 POINTS = 200
 """The training curve has about 100 to 200 points."""
@@ -113,6 +113,7 @@ class Trainer:
             compilation.begin(config, data.vocab_size)
         self.loss_of = objective(self.model, training, examples=isinstance(data, ExampleData))
         self.optimizer = adamw(self.model, training)
+        self.scaler = loss_scale(training)
         manifest.describe_model(self.model, self.context)
         self.random = self._random_state()
 
@@ -181,6 +182,8 @@ class Trainer:
         there = self.folder.metrics
         if not there.exists() or not there.read_bytes().startswith(text):
             self.manifest.note(f"{there.name} was damaged and has been restored from the checkpoint")
+        if self.scaler:
+            self.scaler.load_state_dict(record["loss_scale"])
         return State.from_json(record["state"]), text
 
     def _micro_batch(self, sequences: int | None) -> int:
@@ -212,6 +215,7 @@ class Trainer:
             training,
             loss=self.loss_of,
             micro_sequences=self.micro_sequences,
+            scaler=self.scaler,
         )
         self.in_flight.add(total, norm, rate, started)
         self.launched += 1
@@ -232,7 +236,11 @@ class Trainer:
         state.training_seconds += figures.seconds
         self.recent.append(figures.seconds)
         self.unrecorded.append(figures.seconds)
-        reason = state.watch.reason(figures.loss, figures.gradient_norm, self.data.vocab_size)
+        reason = state.watch.reason(
+            figures.loss, figures.gradient_norm, self.data.vocab_size, skips=self.scaler is not None
+        )
+        state.losses.add(figures.loss)
+        state.gradient_norms.add(figures.gradient_norm)
         if reason or state.step in (1, self.steps) or state.step % self.interval == 0:
             typical = statistics.median(self.unrecorded)
             self.unrecorded.clear()
@@ -322,6 +330,8 @@ class Trainer:
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, self.memory.read())
         with self.memory.set_aside():
             record = {"run_id": self.folder.id, "state": self.state.to_json()}
+            if self.scaler:
+                record["loss_scale"] = self.scaler.state_dict()
             self.metrics.flush()
             text = bytes(self.metrics.text)
             checkpoint.save_training(self.folder.resume, self.model, self.optimizer, record, text)

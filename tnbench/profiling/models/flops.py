@@ -55,7 +55,7 @@ def dense_peak(device: str, precision: str) -> float | None:
     >>> dense_peak("NVIDIA H100 80GB HBM3", "bf16")
     989000000000000.0
     """
-    if precision != "bf16":
+    if precision == "fp32":
         return None
     words = device.split()
     return next((peak for name, peak in DENSE_BF16 if set(name.split()) <= set(words)), None)
