@@ -12,6 +12,7 @@ import pytest
 
 from tnbench.evaluation import by_position, outcomes
 from tnbench.evaluation.study import Store
+from tnbench.statistics import mean_interval
 
 ROOT = Path(__file__).parent.parent
 STORE = Store(ROOT / "results" / "reference" / "evals")
@@ -109,3 +110,27 @@ def test_the_speed_beside_lm_eval():
     assert lines[0]["num_fewshot"] == 5
     apart = max(line["largest_difference_nats"] for line in lines)
     assert f"at most {apart:.1e} nats apart" in said
+
+
+def test_the_loss_by_position_of_the_suite():
+    """The table of docs/evaluation.md, from the records of the evaluations, by variant and seed."""
+    folder = ROOT / "results" / "reference" / "positions"
+    kept: dict[str, dict[int, list[float]]] = {}
+    for line in (folder / "evals" / "records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        run = folder / "length" / "runs" / record["identity"]["run"]
+        mine = kept.setdefault(json.loads((run / "manifest.json").read_text())["variant"], {})
+        for begin, bits in zip(record["edges"][:-1], record["bits"], strict=True):
+            mine.setdefault(begin, []).append(bits / record["bytes_per_token"])
+    said = (ROOT / "docs" / "evaluation.md").read_text().split("## Loss by position\n")[1].split("\n## ")[0]
+    lines = [line.split(" | ") for line in said.splitlines() if re.search(r"\[\d", line)]
+    assert len(lines) == len(kept) == 16
+    for name, *cells in lines:
+        mine = kept[re.split("[:,]", name.removeprefix("| "))[0]]
+        for begin, cell in zip((64, 1024), cells, strict=True):
+            if begin not in mine:
+                assert "ends at 128" in cell
+                continue
+            found = mean_interval(mine[begin], 0.05)
+            assert found.n == 3
+            assert cell.rstrip(" |") == f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

@@ -57,11 +57,16 @@ def style() -> Iterator[None]:
 
 def looks(results: SuiteResults) -> dict[str, dict[str, Any]]:
     """Colour, line style and marker of every variant."""
-    rounds = [{"linestyle": "-", "marker": "o"}, {"linestyle": (0, (4, 1.2)), "marker": "s"}]
+    rounds = [
+        {"linestyle": "-", "marker": "o"},
+        {"linestyle": (0, (4, 1.2)), "marker": "s"},
+        {"linestyle": (0, (1, 1)), "marker": "^"},
+        {"linestyle": (0, (6, 1, 1, 1)), "marker": "D"},
+    ]
     found = {results.base: {"color": INK, **rounds[0]}}
     for index, variant in enumerate(results.variants[1:]):
         again, color = divmod(index, len(PALETTE))
-        found[variant] = {"color": PALETTE[color], **rounds[again % 2]}
+        found[variant] = {"color": PALETTE[color], **rounds[again % len(rounds)]}
     return found
 
 
