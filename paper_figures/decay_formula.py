@@ -21,14 +21,20 @@ CLAIMS = (
     Claim("retnet", "Open: RetNet's decay, the same in every layer.", Expects.open, "retnet"),
     Claim(
         "no-temperature",
-        "Open: the official slopes without the undecayed last layer.",
+        "Open: the official slopes, the same in every layer.",
         Expects.open,
         "no-temperature",
+    ),
+    Claim(
+        "all-layers",
+        "Open: does the undecayed last layer matter? The layer factor 1 − l/L, under which it decays too.",
+        Expects.open,
+        "all-layers",
     ),
 )
 NAMES = {
     "official": "official",
-    **{name: name for name in ("printed", "no-temperature", "log-spaced", "retnet")},
+    **{name: name for name in ("printed", "no-temperature", "all-layers", "log-spaced", "retnet")},
 }
 
 

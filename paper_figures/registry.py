@@ -20,7 +20,9 @@ GROUPS = {
         "feature_map",
         "glu_activation",
         "normalisation",
+        "norm_scope",
     ),
+    "What breaks it": ("nonlinearity", "stability"),
     "Speed and memory": (
         "lightning_attention",
         "srmsnorm",

@@ -13,7 +13,7 @@ from tnbench.paper_figures.shared.records import Records, SuiteRecords
 from tnbench.paper_figures.shared.tables import OURS, Built, Row, of_paper
 from tnbench.paper_figures.shared.verdicts import Claim, Finding, Verdict, judged
 from tnbench.report import words
-from tnbench.statistics import Comparison
+from tnbench.statistics import Comparison, Interval
 
 
 def built(
@@ -125,7 +125,7 @@ def _findings(claim: Claim, suites: Sequence[SuiteRecords], about: About) -> Ite
         yield Finding(
             claim,
             judged(claim.expects, found),
-            _because(found, one, claim.variant),
+            because(found, one, one.relative(claim.variant)),
             one.setting,
             one.where,
             one.command,
@@ -133,14 +133,16 @@ def _findings(claim: Claim, suites: Sequence[SuiteRecords], about: About) -> Ite
         )
 
 
-def _because(found: Comparison, one: SuiteRecords, variant: str) -> str:
+def because(found: Comparison, one: SuiteRecords, relative: Interval) -> str:
     """The difference with its interval, absolute and relative, its p, and what the comparison says."""
     difference, unit = found.difference, one.measured.unit
     if not difference.n:
         return "no seed has finished both here and in the base"
     text = f"{words.difference(difference)} {unit}"
     if difference.exists:
-        text += f", {difference.n} pairs, {words.percent(one.relative(variant).mean)}"
+        text += f", {difference.n} pairs"
+        if math.isfinite(relative.mean):
+            text += f", {words.percent(relative.mean)}"
     if math.isfinite(found.p_holm):
         text += f", {words.p_is(found.p_holm, one.alpha)} (Holm)"
     return f"{text}: {words.verdict(found, unit)}"
