@@ -22,6 +22,7 @@ GROUPS = {
         "normalisation",
         "norm_scope",
     ),
+    "Open questions": ("loss_units",),
     "What breaks it": ("nonlinearity", "stability"),
     "Speed and memory": (
         "lightning_attention",

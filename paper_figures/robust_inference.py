@@ -22,7 +22,10 @@ ABOUT = About(
     "robust-inference",
     "Original and robust inference: how long each stays finite",
     "robust-inference",
-    Measure(inference_error=True),
+    Measure(
+        program="tnbench.profiling.inference_error",
+        takes="about a minute on a CPU; it writes all at its end",
+    ),
 )
 ORIGINAL = Claim(
     "original", "The original inference breaks down: ‖q λ^t‖ falls to 0 and ‖k λ^(−t)‖ grows without bound.",

@@ -118,7 +118,7 @@ def _rows(one: SuiteRecords, searched: Frame) -> Iterator[Row]:
 
 
 def sensitivity(one: SuiteRecords) -> dict[str, float]:
-    """By variant: the mean excess of the loss over the grid against the best point, from the suite's table."""
+    """By variant: the mean excess of the loss over the grid against the best point (summary.csv)."""
     table: Frame = pd.read_csv(one.folder / "summary.csv")
     return dict(zip(table["variant"], table["sensitivity"].astype(float), strict=True))
 

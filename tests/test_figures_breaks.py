@@ -10,7 +10,7 @@ import figure_records
 import pytest
 from matplotlib.figure import Figure
 
-from tnbench.paper_figures import nonlinearity, norm_scope, stability
+from tnbench.paper_figures import loss_units, nonlinearity, norm_scope, stability
 from tnbench.paper_figures.shared import drawing
 from tnbench.paper_figures.shared.records import Records
 from tnbench.paper_figures.shared.verdicts import Verdict
@@ -74,6 +74,17 @@ def test_without_records_nothing_is_measured(module, tmp_path: Path):
     built = module.build(Records(tmp_path))
     assert {finding.verdict for finding in built.findings} == {Verdict.missing}
     assert {finding.command for finding in built.findings} == {f"tnbench ablate {module.ABOUT.name}"}
+
+
+def test_the_printed_losses_are_in_bits(tmp_path: Path):
+    """2^2.248 = 4.75 stands beside 4.770; one row fits nothing (2^2.061 = 4.17, not 4.765)."""
+    built = loss_units.build(Records(tmp_path))
+    (finding,) = built.findings
+    assert finding.verdict == "bits"
+    assert "30 of 32 perplexities fit 2^loss" in finding.because
+    assert "not Transformer, 1B (v1), Transformer, 1B (v2); 0 fit the losses read as nats" in finding.because
+    paper = [row for row in built.rows if not row.ours]
+    assert {row.note for row in paper} == {"bits", "fits neither"}
 
 
 RATES = (0.002, 0.008, 0.032)

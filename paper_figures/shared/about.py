@@ -18,10 +18,14 @@ class Measure:
     """Options of `profile-kernels` or `profile-model`, as they stand on the command line."""
     models: bool = False
     """`tnbench profile-model`."""
-    inference_error: bool = False
-    """`python -m tnbench.profiling.inference_error`."""
+    program: str = ""
+    """`python -m` this module, which takes --results."""
+    takes: str = ""
+    """How long the program takes, in words."""
     evaluation: bool = False
     """`tnbench eval RUN --tasks paper`: which runs, only the user can say."""
+    arithmetic: bool = False
+    """Follows from the printed numbers alone."""
     later: str = ""
     """Why it cannot be measured on one machine with one GPU."""
 
@@ -39,9 +43,16 @@ class Measure:
             return f"tnbench profile-kernels {' '.join(self.kernels)} {options}".rstrip()
         if self.models:
             return f"tnbench profile-model {options}".rstrip()
-        if self.inference_error:
-            return "python -m tnbench.profiling.inference_error"
+        if self.program:
+            return f"python -m {self.program}"
         return "tnbench eval RUN --tasks paper" if self.evaluation else ""
+
+    @property
+    def how(self) -> str:
+        """The command, or why there is none."""
+        if self.arithmetic:
+            return "arithmetic on the printed numbers"
+        return self.command or f"not yet: {self.later}"
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,5 @@ def _list(abouts: Sequence[About]) -> Table:
     for head in ("figure", "what it shows", "measured by"):
         table.add_column(head)
     for about in abouts:
-        table.add_row(
-            about.name, Text(about.title), Text(about.measure.command or f"not yet: {about.measure.later}")
-        )
+        table.add_row(about.name, Text(about.title), Text(about.measure.how))
     return table

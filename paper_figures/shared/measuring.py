@@ -16,8 +16,6 @@ from rich.console import Console
 from tnbench.errors import INTERRUPTED, RequestError
 from tnbench.paper_figures.shared.about import About
 
-INFERENCE_ERROR = "about a minute on a CPU; it writes all at its end"
-
 
 def require_measurable(abouts: Sequence[About]) -> None:
     """Refuse what no command measures.
@@ -26,6 +24,8 @@ def require_measurable(abouts: Sequence[About]) -> None:
         RequestError: a figure needs several GPUs, or a model that only the user can name.
     """
     for about in abouts:
+        if about.measure.arithmetic:
+            raise RequestError(f"{about.name} needs no measurement: it follows from the paper's own numbers")
         if about.measure.later:
             raise RequestError(f"{about.name} cannot be measured: {about.measure.later}")
         if about.measure.evaluation:
@@ -43,14 +43,15 @@ def measure(abouts: Sequence[About], results: Path, console: Console) -> int:
     Returns:
         The exit status: 0, or that of the first command that failed or was interrupted.
     """
-    commands = list(dict.fromkeys(about.measure.command for about in abouts))
+    takes = {about.measure.command: about.measure.takes for about in abouts}
+    commands = list(takes)
     for command in commands:
         console.print(f"to be measured: {command}", highlight=False, soft_wrap=True)
         if command.startswith("tnbench"):
             if status := _run([*_words(command), "--plan", "--results", str(results)]):
                 return status
         else:
-            console.print(INFERENCE_ERROR, highlight=False)
+            console.print(takes[command], highlight=False)
     for command in commands:
         if status := _run([*_words(command), "--results", str(results)]):
             console.print(

@@ -125,7 +125,7 @@ def _section(about: About, built: Built, group: str, toward: str, drawn: bool) -
         links=[_link(row, toward) for row in built.rows],
         inconsistencies=published.inconsistencies(tuple(table.get("inconsistent", ()))),
         notes=notes,
-        commands=list(commands) or [about.measure.command or f"not yet: {about.measure.later}"],
+        commands=list(commands) or [about.measure.how],
         measured=built.measured,
         ids=len(built.runs),
     )
@@ -136,7 +136,9 @@ def _published(about: About) -> Mapping:
     if about.name == "downstream":
         return published.downstream()
     if not about.table:
-        return {"inconsistent": ["decay-formula"] if about.name.startswith("decay") else []}
+        more = {"loss-units": ["one-billion-perplexity", "loss-up-perplexity-down"]}
+        decays = ["decay-formula"] if about.name.startswith("decay") else []
+        return {"inconsistent": more.get(about.name, decays)}
     return published.ablation(about.table) if about.measure.suite else published.efficiency(about.table)
 
 

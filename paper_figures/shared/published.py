@@ -21,6 +21,11 @@ def _read(name: str) -> Any:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
+def ablations() -> tuple[str, ...]:
+    """Names of the tables of ablations."""
+    return tuple(_read("ablations"))
+
+
 def ablation(name: str) -> Mapping[str, Any]:
     """A table of ablations: where it stands, its base by version, and its rows."""
     return _read("ablations")[name]
