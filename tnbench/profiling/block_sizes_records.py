@@ -58,6 +58,8 @@ def current(lines: Sequence[Line], key: Mapping[str, Any]) -> Line | None:
 
 
 def shown(lines: Sequence[Line]) -> list[Line]:
-    """The latest line of each case, by mode and length."""
+    """The latest line of each case: forward, then with the backward, each by length."""
     latest = {canonical(line["case"]): line for line in lines}
-    return sorted(latest.values(), key=lambda line: (line["case"]["mode"], line["case"]["shape"]["length"]))
+    return sorted(
+        latest.values(), key=lambda line: (line["case"]["mode"] == "both", line["case"]["shape"]["length"])
+    )
