@@ -103,7 +103,7 @@ def counted_blocks(found: KernelRecords) -> list[Block]:
         if alike and fits and _joules(block):
             by_point.setdefault((case["mode"], case["shape"]["length"]), []).append(block)
     chosen = []
-    for _, blocks in sorted(by_point.items()):
+    for _, blocks in sorted(by_point.items(), key=lambda one: (one[0][0] == "both", one[0][1])):
         latest = [block for block in blocks if block.stack == blocks[-1].stack]
         most = max(len(_joules(block)) for block in latest)
         chosen.append([block for block in latest if len(_joules(block)) == most][-1])
@@ -161,14 +161,14 @@ def _less(mine: Sequence[Row], claim: Claim, others: Sequence[str]) -> tuple[Fin
             OWN, OURS, own.measure.replace(ENERGY, "energy saved"), "times less energy",
             against=other.subject, setting=own.setting, at=own.at, value=_single(ratio), verdict=word,
             where=own.where, runs=own.runs, command=own.command,
-            note=f"one window each, no interval: within {RESOLUTION:.0%} they are not told apart",
+            note=f"one window each, no interval: within {100 * RESOLUTION:.0f} % they are not told apart",
         )
         for (own, other), ratio, word in zip(pairs, ratios, words, strict=True)
     ]  # fmt: skip
     because = (
         f"{min(ratios):.3g} to {max(ratios):.3g} times less energy per token at "
         f"{counted(len(ratios), 'point')}; less at {words.count('less')}, more at {words.count('more')}, "
-        f"within {RESOLUTION:.0%} at {words.count('undecided')}; one window each, no interval"
+        f"within {100 * RESOLUTION:.0f} % at {words.count('undecided')}; one window each, no interval"
     )
     whole = set(words)
     verdict = words[0] if len(whole) == 1 else "mixed" if {"less", "more"} <= whole else "undecided"

@@ -212,7 +212,7 @@ def test_energy_over_the_length(tmp_path: Path):
     assert told["naive"].verdict == "less"
     assert told["naive"].because.startswith("4 to 32 times less energy per token at 8 points; less at 8")
     assert told["softmax"].verdict == "undecided"
-    assert "less at 6, more at 0, within 10% at 2" in told["softmax"].because
+    assert "less at 6, more at 0, within 10 % at 2" in told["softmax"].because
     assert told["length"].verdict == "does not grow"
     assert (
         "forward: 1.00 times the joules per token at 8,192 tokens of those at 1,024" in told["length"].because
