@@ -23,7 +23,7 @@ GROUPS = {
         "norm_scope",
     ),
     "Open questions": ("loss_units",),
-    "What breaks it": ("nonlinearity", "stability"),
+    "What breaks it": ("nonlinearity", "stability", "block_sizes"),
     "Speed and memory": (
         "lightning_attention",
         "srmsnorm",
