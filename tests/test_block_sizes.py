@@ -206,3 +206,20 @@ def test_configurations_are_proved_by_processes(an_h100: None, monkeypatch: pyte
         "ArithmeticError: wrong by 1", None,
         "the process that compiled it ended with status -11", "not compiled within 300 s",
     ]  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_blocks_of_the_kernels_on_a_gpu(tmp_path: Path):
+    """In CUDA graphs and called one by one; the table's block is among the right ones."""
+    options = ["--length", "1k,8k", "--block", "32,64", "--rounds", "2", "--results", str(tmp_path)]
+    assert run(*options) == 0
+    lines, problems = Store(next(tmp_path.rglob(FILE)).parent).read()
+    assert not problems
+    assert [line["way"] for line in shown(lines)] == ["graph", "eager", "graph", "eager"]
+    for one in shown(lines):
+        arms = {(arm["implementation"], arm["block"]): arm for arm in one["arms"]}
+        assert arms["triton", 64]["taken"]
+        assert {arm["status"] for arm in arms.values()} == {"ok"}, arms
+        assert all(arm["peak_memory_bytes"] > 0 for arm in arms.values())
