@@ -179,7 +179,7 @@ def _figure(record: dict[str, Any] | None, setting: str, ids: Sequence[str]) -> 
         under = (
             "Positions and θ in 16 bits, as in the official code, beside ours. Left: the largest error of a "
             "phase. Then: the error of scores q·k over their size, by the distance of query and key. Spikes: "
-            "the two lie on either side of a power of two. Cross: infinite from there on."
+            "the two lie on either side of a power of two. Cross: then infinite."
         )
         top = drawing.head(figure, ABOUT.title, under) + 0.2
         bottom = drawing.foot(figure, ids, f"ours: {setting}" if setting else "") + 0.4
