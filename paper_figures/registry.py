@@ -22,8 +22,8 @@ GROUPS = {
         "normalisation",
         "norm_scope",
     ),
-    "Open questions": ("loss_units",),
-    "What breaks it": ("nonlinearity", "stability", "block_sizes"),
+    "What breaks it": ("decay_strength", "nonlinearity", "stability", "block_sizes"),
+    "Open questions": ("recall", "phases", "energy", "loss_units"),
     "Speed and memory": (
         "lightning_attention",
         "srmsnorm",
