@@ -13,9 +13,9 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from tnbench.paper_figures.shared import drawing
 from tnbench.paper_figures.shared.ablation import of_suites
-from tnbench.paper_figures.shared.about import About
+from tnbench.paper_figures.shared.about import About, Measure
 from tnbench.paper_figures.shared.records import Records, SuiteRecords
-from tnbench.paper_figures.shared.several_suites import Suites, drawn, finding, of_suite, outcomes, scale
+from tnbench.paper_figures.shared.several_suites import drawn, finding, of_suite, outcomes, scale
 from tnbench.paper_figures.shared.tables import NONE, Built
 from tnbench.paper_figures.shared.verdicts import Claim, Expects, Finding, Verdict
 from tnbench.report import words
@@ -34,7 +34,7 @@ ABOUT = About(
     "decay-strength",
     "How strong a decay may be: loss, recall, and length",
     "",
-    Suites(suites=(TEXT, RECALL)),
+    Measure(suites=(TEXT, RECALL)),
 )
 PANELS = {
     "loss": "validation loss",

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from tnbench.paper_figures.shared import drawing
 from tnbench.paper_figures.shared.ablation import of_suites
-from tnbench.paper_figures.shared.about import About
+from tnbench.paper_figures.shared.about import About, Measure
 from tnbench.paper_figures.shared.records import Records, SuiteRecords
-from tnbench.paper_figures.shared.several_suites import Suites, drawn, finding, of_suite, outcomes, scale
+from tnbench.paper_figures.shared.several_suites import drawn, finding, of_suite, outcomes, scale
 from tnbench.paper_figures.shared.tables import NONE, OURS, Built, Row
 from tnbench.paper_figures.shared.verdicts import Claim, Expects, Finding, Verdict
 from tnbench.report.drawing import FONT, INK, PALETTE, style
@@ -64,7 +64,7 @@ ABOUT = About(
     "recall",
     "Recall: can a fixed decay look up what it was told?",
     "",
-    Suites(suites=tuple(task.suite for task in TASKS)),
+    Measure(suites=tuple(task.suite for task in TASKS)),
 )
 ASKED = {
     "no-decay": "is more looked up without decay (LRPE in every layer)?",

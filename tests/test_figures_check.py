@@ -11,8 +11,9 @@ import yaml
 from matplotlib.figure import Figure
 
 from tnbench import cli
+from tnbench.ablation.sides import Record
 from tnbench.errors import RequestError
-from tnbench.paper_figures import gating, registry, stress_test
+from tnbench.paper_figures import gating, normalisation, registry, stress_test
 from tnbench.paper_figures.shared import checking, drawing, freshness, repeating, spans
 from tnbench.paper_figures.shared.records import Records
 from tnbench.paper_figures.shared.tables import Stamp
@@ -127,7 +128,7 @@ def test_a_changed_table(figured: Path, capsys):
     assert "gating.csv is missing" in check(capsys)[1][0]
 
 
-def test_stale_records_and_how_they_count_again(figured: Path, capsys, monkeypatch):
+def test_stale_records_and_how_they_count_again(figured: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     from tnbench.paper_figures.shared import records
 
     made = records.source_hash()
@@ -154,23 +155,32 @@ def test_a_list_of_equal_code_that_is_none(text, tmp_path: Path):
         freshness.stale([Stamp("gating", "training", "a", "b")], tmp_path)
 
 
-def test_repeating_writes_what_it_has_seen(tmp_path: Path, monkeypatch):
+def test_repeating_writes_what_it_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     figure_records.suite(tmp_path, "gating", {"gate": [1.0, 1.1], "no-gate": [1.2, 1.3]}, code="a" * 12)
-    answers = []
-    monkeypatch.setattr(repeating, "repeat", lambda manifest, **_: answers.append(manifest) or status)
-    status = 1
+    figure_records.suite(tmp_path, "normalisation", {"srmsnorm": [1.0], "rmsnorm": [1.2]}, code="a" * 12)
+    answers, fails = [], {"gate"}
+
+    def again(run: Record, folder: Path) -> tuple[bool, str]:
+        answers.append(run.variant)
+        return run.variant not in fails, "said"
+
+    monkeypatch.setattr(repeating, "again", again)
     with pytest.raises(SystemExit) as left:
         repeating.run_alone(repeating.main, ["--records", str(tmp_path)])
     assert left.value.code == 1
     assert not (tmp_path / "code.yaml").exists()
-    assert freshness.stale(gating.build(Records(tmp_path)).stamps, tmp_path)
+    for module in (gating, normalisation):  # of one code: not the one without the other
+        assert freshness.stale(module.build(Records(tmp_path)).stamps, tmp_path)
     answers.clear()
-    status = 0
+    fails.clear()
     with pytest.raises(SystemExit) as left:
         repeating.run_alone(repeating.main, ["--records", str(tmp_path)])
     assert left.value.code == 0
-    assert len(answers) == 2  # one run of each variant
+    assert sorted(answers) == ["gate", "no-gate", "rmsnorm", "srmsnorm"]  # one run of each variant
     assert not freshness.stale(gating.build(Records(tmp_path)).stamps, tmp_path)
+    (entry,) = freshness.read(tmp_path)
+    assert "2 runs of gating" in entry["seen"]
+    assert "2 runs of normalisation" in entry["seen"]
 
 
 def test_pages_belong_to_the_reference_alone(checkout: Path):

@@ -12,6 +12,8 @@ class Measure:
     """What makes the records of a figure: a suite, or a measuring command with its options."""
 
     suite: str = ""
+    suites: tuple[str, ...] = ()
+    """Several suites, one after the other."""
     kernels: tuple[str, ...] = ()
     """Operators for `tnbench profile-kernels`."""
     axes: Mapping[str, Any] = field(default_factory=dict)
@@ -37,8 +39,8 @@ class Measure:
             for name, value in self.axes.items()
             for part in (value if isinstance(value, list) else [value])
         )
-        if self.suite:
-            return f"tnbench ablate {self.suite}"
+        if self.suite or self.suites:
+            return "; ".join(f"tnbench ablate {name}" for name in self.suites or (self.suite,))
         if self.kernels:
             return f"tnbench profile-kernels {' '.join(self.kernels)} {options}".rstrip()
         if self.models:

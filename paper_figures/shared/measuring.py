@@ -43,7 +43,7 @@ def measure(abouts: Sequence[About], results: Path, console: Console) -> int:
     Returns:
         The exit status: 0, or that of the first command that failed or was interrupted.
     """
-    takes = {about.measure.command: about.measure.takes for about in abouts}
+    takes = {one: about.measure.takes for about in abouts for one in about.measure.command.split("; ")}
     commands = list(takes)
     for command in commands:
         console.print(f"to be measured: {command}", highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ import pandas as pd
 from tnbench.ablation.sides import Record, Results, find
 from tnbench.errors import RequestError
 from tnbench.paper_figures.shared.tables import Stamp
-from tnbench.profiling import inference_error_report
+from tnbench.profiling import inference_error_report, phase_error_report
 from tnbench.profiling.kernels import store as kernel_store
 from tnbench.records import source_hash
 from tnbench.report.results import METRICS, OUTCOMES, Frame, Metric
@@ -176,7 +176,7 @@ class Records:
         from tnbench.profiling.models.store import Store
 
         for path in sorted(self.root.glob("models/*/records.jsonl")):
-            if path.parent != self.root / INFERENCE_ERROR:
+            if path.parent not in (self.root / INFERENCE_ERROR, self.root / phase_error_report.FOLDER):
                 yield self._told(path.parent, Store(path.parent).read())
 
     def _told(self, folder: Path, found: Any) -> tuple[str, Any]:

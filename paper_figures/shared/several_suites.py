@@ -1,33 +1,19 @@
-"""What figures share whose records come from several suites: their commands, and findings on one variant."""
+"""What figures share whose records come from several suites: findings on one variant, tables of a report."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from tnbench.errors import RequestError
 from tnbench.paper_figures.shared.ablation import because
-from tnbench.paper_figures.shared.about import Measure
 from tnbench.paper_figures.shared.records import SuiteRecords
 from tnbench.paper_figures.shared.tables import NONE
 from tnbench.paper_figures.shared.verdicts import Claim, Finding, judged
 from tnbench.report.results import Frame
-
-
-@dataclass(frozen=True)
-class Suites(Measure):
-    """Several suites, measured one after the other."""
-
-    suites: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """The commands, as they are typed one after the other."""
-        return "; ".join(map(of_suite, self.suites))
 
 
 def of_suite(name: str) -> str:

@@ -62,10 +62,14 @@ def measure(call: Callable[[], object], seconds: float, device: str) -> dict[str
     if pynvml is None:
         return _nothing(str(handle))
     try:
-        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as error:
         return _nothing(f"NVML: {error}")
-    batch, began, calls = _batch(call), _mark(), 0
+    batch = _batch(call)
+    before = pynvml.nvmlDeviceGetTotalEnergyConsumption(
+        handle
+    )  # the next move is one of the calls that count
+    began, calls = _mark(), 0
     ahead, started = [began], time.perf_counter()
     first: tuple[int, float] | None = None
     while True:

@@ -116,7 +116,7 @@ class Campaign:
         todo = [
             (point, records.current(point.key(self.measurement), point.implementations)) for point in points
         ]
-        if all(not self._lacks(block) for _, block in todo):
+        if all(not self._lacks(point, block) for point, block in todo):
             progress.done = progress.skipped = len(points)
             return progress
         self.store.append([{"kind": "session", "session": self.session, "started": now(), **session}])
@@ -124,9 +124,9 @@ class Campaign:
             names = dict.fromkeys(name for point, _ in todo for name in point.implementations)
             self.pool.start([ROOFLINE, *names])
             if self.side_by_side:
-                self._warm([point for point, block in todo if self._lacks(block)], progress)
+                self._warm([point for point, block in todo if self._lacks(point, block)], progress)
             for point, block in todo:
-                if self._lacks(block):
+                if self._lacks(point, block):
                     self._measure(point, block, progress)
                     progress.first = progress.first or time.monotonic()
                 else:
@@ -139,11 +139,12 @@ class Campaign:
             progress.stopped = "time limit"
         return progress
 
-    def _lacks(self, block: Block | None) -> bool:
+    def _lacks(self, point: Point, block: Block | None) -> bool:
         """Whether something of a point is still to be measured: its times, or the energy of its rows."""
         if block is None:
             return True
         timed = {row["implementation"] for row in block.rows if row["status"] == "ok"}
+        timed &= point.implementations.keys()
         counted = {name for name, line in block.energy.items() if line["window"] >= self.energy}
         return self.energy > 0 and bool(timed - counted)
 
@@ -155,7 +156,7 @@ class Campaign:
             block = self._time(point, progress)
         progress.result = outcome(block.rows)
         if self.energy > 0:
-            self._count_energy(block, progress)
+            self._count_energy(point, block, progress)
 
     def _ask(self, name: str, do: str, **rest: Any) -> Answer:
         if self.deadline is not None and time.monotonic() > self.deadline:
@@ -220,11 +221,13 @@ class Campaign:
             progress.rows[row["status"]] = progress.rows.get(row["status"], 0) + 1
         return Block(line, list(rows.values()))
 
-    def _count_energy(self, block: Block, progress: Progress) -> None:
-        """Energy of the timed rows of a block that have none yet, in records of their own."""
+    def _count_energy(self, point: Point, block: Block, progress: Progress) -> None:
+        """Energy of the timed rows that were asked for and have none yet, in records of their own."""
         case = block.case
         for row in block.rows:
             name = row["implementation"]
+            if name not in point.implementations:
+                continue
             known = block.energy.get(name)
             if row["status"] != "ok" or (known is not None and known["window"] >= self.energy):
                 continue
