@@ -41,10 +41,11 @@ MEASURED = ("overflow", "model", "series")
 
 def suites(records: Records) -> list[SuiteRecords]:
     """The suites behind figures whose records are those of other code, each once."""
-    measures = [registry.module(name).ABOUT.measure for name in registry.MODULES]
-    names = dict.fromkeys(name for one in measures for name in (one.suite, *one.suites))
-    found = [one for name in names if name for one in records.suites(name)]
-    return [one for one in found if stale(one.stamps, records.root)]
+    built = (registry.module(name).build(records) for name in registry.MODULES)
+    stamps = dict.fromkeys(stamp for one in built for stamp in stale(one.stamps, records.root))
+    folders = dict.fromkeys(stamp.folder for stamp in stamps if stamp.kind == "training")
+    names = dict.fromkeys(Path(folder).name for folder in folders)
+    return [one for name in names for one in records.suites(name) if one.where in folders]
 
 
 def first_runs(one: SuiteRecords) -> list[Record]:
