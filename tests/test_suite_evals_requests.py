@@ -61,7 +61,7 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"task": "cloze"}, "unknown key evals.task, did you mean tasks?"),
         ({"tasks": "cloze", "limit": 0}, "evals.limit = 0"),
         ({"tasks": "cloze", "num_fewshot": -1}, "evals.num_fewshot = -1"),
-        ({"tasks": "cloze", "precision": "fp16"}, "evals.precision = 'fp16': known: fp32, bf16"),
+        ({"tasks": "cloze", "precision": "fp8"}, "evals.precision = 'fp8': known: fp32, bf16, fp16"),
         ({"by_position": "16y"}, "evals.by_position 16y: write 16x"),
         ({"by_position": "4x", "limit": 3}, "limit goes with tasks"),
         ({"tasks": "mine", "include_path": "nowhere"}, "evals.include_path"),
